@@ -1,0 +1,74 @@
+"""What an actuator is: three calls on one host's GPUs by one path, each safe to repeat.
+
+Success is a read-back. `apply` only writes; `verify` reads the device's own state and says whether
+it obeys; `release` gives back what was found. The lifecycle owns deadlines, leases and the state
+file; an adapter owns nothing but the device handle.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from schemas.commands import GpuCommand, Path
+from schemas.shares import SafeShare
+from schemas.units import Reading
+
+
+class ActuatorError(Exception):
+    """The device refused or did not answer; the text is for the operator. `lasting` is True where a
+    retry cannot help (no permission, not supported)."""
+
+    def __init__(self, text: str, *, lasting: bool = False) -> None:
+        super().__init__(text)
+        self.lasting = lasting
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings found on a host before the first command: one entry per GPU, by UUID.
+
+    `limit_w` is the power limit. A clock lock cannot be read through NVML: `lock_mhz` is the lock
+    the site declares as standing (0: none), and that is what a release gives back.
+    """
+
+    uuids: tuple[str, ...]
+    limit_w: tuple[Reading, ...]
+    lock_mhz: int = 0
+
+
+class Readback(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device says of a command. `in_force` None: not yet known. `observed` is the highest
+    SM clock (MHz) or limit (W) read over the host's GPUs; `power_w` the sum of their power."""
+
+    in_force: bool | None
+    observed: Reading
+    power_w: Reading = None
+    detail: str = ""
+
+
+class Actuator(Protocol):
+    """One host's GPUs by one path (`in_band`, `out_of_band` or `brake`)."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def inspect(self) -> Found:
+        """The settings in force now. Raises ActuatorError."""
+
+    def apply(self, command: GpuCommand) -> None:
+        """Write the setting to every GPU, going on past one that fails. Raises ActuatorError naming
+        those that failed, after all were tried."""
+
+    def verify(self, command: GpuCommand) -> Readback:
+        """Read whether the setting is in force. Raises ActuatorError when the device cannot be read."""
+
+    def fall_back(self, share: SafeShare) -> None:
+        """Set the safe share on every GPU, going on past one that fails. Raises ActuatorError."""
+
+    def release(self, found: Found) -> None:
+        """Give back what was found on every GPU, going on past one that fails. Raises ActuatorError
+        naming what could not be given back."""
+
+    def close(self) -> None:
+        """Let go of the device handle; changes no setting."""

@@ -1,0 +1,49 @@
+"""Bytes ↔ messages. JSON on the wire, so that any Kafka console shows what is being said.
+
+A reader takes messages with fields it does not know (a newer writer) and messages without optional
+fields it knows (an older writer). What it cannot take becomes a `DeadLetter` that keeps the bytes.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import msgspec
+
+from schemas.envelope import DeadLetter, Event
+from schemas.instants import Instant
+from schemas.topics import TYPES
+
+_UNION: Any = reduce(or_, TYPES)
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(_UNION)
+
+
+class Malformed(ValueError):
+    """The bytes are no message of ours; the text says where and why."""
+
+
+def encode(event: Event) -> bytes:
+    """One message as one line of JSON without the newline."""
+    return _encoder.encode(event)
+
+
+def decode(payload: bytes) -> Event:
+    """The message in `payload`.
+
+    Raises Malformed when it is no JSON, of no known type, or lacks or mistypes a field.
+    """
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+
+
+def decode_or_bury(payload: bytes, *, topic: str, source: str, subject: str, at: Instant) -> Event:
+    """The message in `payload`, or the dead letter that keeps it whole and says why."""
+    try:
+        return decode(payload)
+    except Malformed as error:
+        return DeadLetter(at=at, source=source, subject=subject, topic=topic, payload=payload, reason=str(error))

@@ -1,0 +1,62 @@
+"""The envelope: what every message on the bus says of itself, and how its id is derived.
+
+Ids are derived from what a message *is* (type, source, subject, time, cause), never drawn at
+random, so that a replay yields the same ids and a repeated message is known by its id.
+"""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from hashlib import blake2b
+
+import msgspec
+
+from schemas.instants import Instant
+
+_ID_BYTES = 10  # 80 bits: a collision among 10^9 messages has a chance of about 10^-6
+
+
+def derive_id(kind: str, source: str, subject: str, at: Instant, cause: tuple[str, ...] = ()) -> str:
+    """The id of a message: 16 lower-case base32 characters, the same wherever it is worked out."""
+    digest = blake2b("\x1f".join((kind, source, subject, str(at), *cause)).encode(), digest_size=_ID_BYTES)
+    return b32encode(digest.digest()).decode().lower()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """Anything said on the bus.
+
+    `at` is event time. `source` is who says it, such as ``collector/gpu-nvml/ams1/row-b/r07/h03``.
+    `subject` is the topology path it speaks of. `cause` holds the ids of the messages that led to it.
+    `id` is derived when left empty; a reader takes the id it was sent.
+    """
+
+    at: Instant
+    source: str
+    subject: str
+    cause: tuple[str, ...] = ()
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            derived = derive_id(type(self).__name__, self.source, self.subject, self.at, self.cause)
+            msgspec.structs.force_setattr(self, "id", derived)
+
+
+class Tick(Event, frozen=True, kw_only=True, tag=True):
+    """The control loop's beat for a row, itself an event: folds act on it, so that the same events
+    and beats give the same results live, in replay and however they were cut into batches."""
+
+
+class DeadLetter(Event, frozen=True, kw_only=True, tag=True):
+    """A message that could not be read, kept whole: `payload` is its bytes (base64 on the wire),
+    `topic` where it arrived, `reason` what is wrong with it in words."""
+
+    topic: str
+    payload: bytes
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.id:  # several may arrive in one millisecond: the bytes tell them apart
+            known_by = (*self.cause, blake2b(self.payload, digest_size=_ID_BYTES).hexdigest())
+            derived = derive_id("DeadLetter", self.source, self.subject, self.at, known_by)
+            msgspec.structs.force_setattr(self, "id", derived)
