@@ -1,0 +1,107 @@
+"""Meters on the power tree: whatever reads watts at a feed, a PDU or a UPS, polled into samples.
+
+The wire protocol (SNMP, Modbus, a simulated plant) stays behind `Meter`; this module only turns
+readings into messages and keeps one silent meter from hiding the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from schemas.envelope import Event
+from schemas.instants import Instant, Span
+from schemas.samples import FeedSample, UpsSample
+from schemas.units import Reading
+
+_LOG = logging.getLogger(__name__)
+
+
+class MeterReading(Protocol):
+    """What a meter said in one reading; None is *unknown*.
+
+    `breaker_closed` is the state of the breaker the meter stands behind. `on_battery` is None for a
+    meter that is no UPS; a UPS says True or False, or None while it cannot tell.
+    """
+
+    @property
+    def power_w(self) -> Reading: ...
+
+    @property
+    def breaker_closed(self) -> bool | None: ...
+
+    @property
+    def on_battery(self) -> bool | None: ...
+
+
+class Meter(Protocol):
+    """One meter. `read` takes one reading now; any exception means that it did not answer."""
+
+    def read(self) -> MeterReading: ...
+
+
+class FeedCollector:
+    """Polls meters into one `FeedSample` or `UpsSample` per meter and poll.
+
+    `feeds` and `upses` map a path of the power tree to its meter; a PDU's meter is a feed's. A meter
+    that raises yields a sample whose readings are all unknown: the row still sees that it was asked.
+    """
+
+    def __init__(
+        self,
+        feeds: Mapping[str, Meter],
+        *,
+        upses: Mapping[str, Meter] | None = None,
+        period_ms: Span,
+        name: str = "collector/feed-meter",
+    ) -> None:
+        self._feeds = dict(feeds)
+        self._upses = dict(upses or {})
+        self._silent: set[str] = set()
+        self.period_ms = period_ms
+        self.name = name
+
+    def poll(self, now: Instant) -> Sequence[Event]:
+        """One sample per meter, in the order the meters were given, feeds before UPSes."""
+        events: list[Event] = []
+        for path, meter in self._feeds.items():
+            said = self._ask(path, meter)
+            events.append(
+                FeedSample(
+                    at=now,
+                    source=self.name,
+                    subject=path,
+                    power_w=said.power_w if said else None,
+                    breaker_closed=said.breaker_closed if said else None,
+                )
+            )
+        for path, meter in self._upses.items():
+            said = self._ask(path, meter)
+            events.append(
+                UpsSample(
+                    at=now,
+                    source=self.name,
+                    subject=path,
+                    power_w=said.power_w if said else None,
+                    on_battery=said.on_battery if said else None,
+                )
+            )
+        return events
+
+    def close(self) -> None:
+        """Nothing to let go of: the meters belong to whoever made them."""
+
+    def _ask(self, path: str, meter: Meter) -> MeterReading | None:
+        """One reading, or None from a meter that did not answer; its going silent is logged once."""
+        try:
+            said = meter.read()
+        except Exception as error:  # whatever the protocol raises: this meter is unknown, others go on
+            if path not in self._silent:
+                self._silent.add(path)
+                _LOG.warning("meter %s does not answer: %s: %s", path, type(error).__name__, error)
+            return None
+        if path in self._silent:
+            self._silent.discard(path)
+            _LOG.info("meter %s answers again", path)
+        return said
