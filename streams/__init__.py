@@ -1,0 +1,3 @@
+"""Samples to forecasts and emergencies: pure keyed folds that any host can run."""
+
+__distribution__ = "windrow"

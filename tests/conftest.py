@@ -1,0 +1,12 @@
+"""Settings for every test."""
+
+from hypothesis import HealthCheck, settings
+from support.counterparts import in_ci
+
+# No deadline: a shared machine pauses for longer than any honest one. In CI the examples are the same
+# at each run, so that a change is judged by what it changed.
+settings.register_profile("here", deadline=None)
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci" if in_ci() else "here")
