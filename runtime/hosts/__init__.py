@@ -1,0 +1,1 @@
+"""Hosts of the one logic: embedded in a process, and replay."""

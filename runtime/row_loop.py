@@ -1,0 +1,122 @@
+"""A row's whole loop: samples and outcomes in, decisions and commands out, on one partition.
+
+    samples ─► rollup ─► forecast ─► detect ─┐
+    outcomes, operators ─────────────────────┴► view ─► decide ─► arbitrate ─► guard ─► reconcile ─► commands
+
+It is a keyed fold like the processors it is made of: the same events and beats give the same
+messages in every host, however they were cut into batches. It reads no clock; time is the beat's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import msgspec
+
+from controllers import capping
+from controllers.arbitration import arbitrate
+from controllers.guardrails import guard
+from controllers.policy import CappingPolicy
+from controllers.reconcile import reconcile
+from controllers.view import ViewState, fold, view
+from schemas.commands import Command
+from schemas.decisions import Decision
+from schemas.emergencies import Emergency
+from schemas.envelope import Event, Tick
+from schemas.forecasts import ForecastScore, PeakForecast
+from schemas.samples import PowerRollup
+from schemas.topics import topic_of
+from schemas.topology import Row
+from streams.detect.overload import OverloadDetector, OverloadState
+from streams.forecast.peaks import PeakForecaster, PeakState
+from streams.rollup import Rollup, RollupState
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """What one beat of a row's loop took in and gave out, in order of cause."""
+
+    tick: Tick
+    inputs: tuple[Event, ...]
+    rollup: PowerRollup
+    forecasts: tuple[PeakForecast | ForecastScore, ...]
+    emergencies: tuple[Emergency, ...]
+    decision: Decision
+    commands: tuple[Command, ...]
+
+    @property
+    def outputs(self) -> tuple[Event, ...]:
+        """Everything the loop said, causes before effects."""
+        return (self.rollup, *self.forecasts, *self.emergencies, self.decision, *self.commands)
+
+
+class RowState(msgspec.Struct):
+    """All that a row's loop remembers; `pending` holds what has come since the last beat."""
+
+    pending: list[Event]
+    rollup: RollupState
+    forecast: PeakState
+    detect: OverloadState
+    view: ViewState
+
+
+def in_total_order(events: Sequence[Event]) -> list[Event]:
+    """Events as a recording holds them: by event time, then causes before effects (the topic's
+    rank), then subject and id, so that no two differ by the accident of their arrival."""
+    return sorted(events, key=lambda event: (event.at, topic_of(event).rank, event.subject, event.id))
+
+
+class RowLoop:
+    """The loop of one row under one policy.
+
+    `epoch` is the controller's number, higher at each start: it fences commands of an earlier one.
+    """
+
+    def __init__(self, row: Row, policy: CappingPolicy, *, epoch: int) -> None:
+        self.row = row
+        self.policy = policy
+        self.epoch = epoch
+        self.source = f"controller/capping/{row.path}"
+        self._rollup = Rollup(row)
+        self._forecaster = PeakForecaster(row.path)
+        self._detector = OverloadDetector(row)
+
+    def key(self, event: Event) -> str:
+        """Everything a row's loop reads is keyed by the row."""
+        return self.row.path
+
+    def initial(self) -> RowState:
+        """A loop that knows nothing yet."""
+        return RowState(
+            pending=[],
+            rollup=self._rollup.initial(),
+            forecast=self._forecaster.initial(),
+            detect=self._detector.initial(),
+            view=ViewState(),
+        )
+
+    def step(self, state: RowState, events: Sequence[Event]) -> tuple[RowState, Sequence[Beat]]:
+        """Take events in; each Tick among them closes a beat over all that came before it.
+
+        Nothing but a Tick makes the loop speak, so the cut of batches cannot change what it says.
+        """
+        beats: list[Beat] = []
+        for event in events:
+            if isinstance(event, Tick):
+                beats.append(self._beat(state, event))
+            else:
+                state.pending.append(event)
+        return state, beats
+
+    def _beat(self, state: RowState, tick: Tick) -> Beat:
+        inputs = in_total_order(state.pending)
+        state.pending = []
+        state.rollup, rollups = self._rollup.step(state.rollup, [*inputs, tick])
+        (rollup,) = rollups
+        state.forecast, forecasts = self._forecaster.step(state.forecast, rollups)
+        state.detect, emergencies = self._detector.step(state.detect, [*inputs, *rollups])
+        state.view = fold(state.view, [*inputs, rollup, *forecasts, *emergencies])
+        seen = view(state.view, self.row, tick.at)
+        wish = arbitrate([capping.decide(seen, self.policy, tick.at, source=self.source)])
+        decision = guard(wish, seen, self.policy, tick.at)
+        commands = reconcile(decision, seen, self.policy, tick.at, epoch=self.epoch, source=self.source)
+        state.view = fold(state.view, [decision, *commands])
+        return Beat(tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands))
