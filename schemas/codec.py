@@ -46,4 +46,6 @@ def decode_or_bury(payload: bytes, *, topic: str, source: str, subject: str, at:
     try:
         return decode(payload)
     except Malformed as error:
-        return DeadLetter(at=at, source=source, subject=subject, topic=topic, payload=payload, reason=str(error))
+        return DeadLetter(
+            at=at, source=source, subject=subject, topic=topic, payload=payload, reason=str(error)
+        )

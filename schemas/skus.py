@@ -8,6 +8,8 @@ is the spacing that NVML lists on these parts and stands in where no board can b
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 
@@ -42,12 +44,13 @@ class Sku(msgspec.Struct, frozen=True, kw_only=True):
         swept its own boards should trust the sweep.
         """
         x = min(1.0, max(0.0, mhz / self.max_mhz))
-        return 0.35 * x + 0.65 * x**2.5
+        return 0.35 * x + 0.65 * math.pow(x, 2.5)
 
     def clock_for_power(self, watts: float) -> int:
         """The highest supported clock whose modelled full-load power is at or below `watts`."""
+        dynamic_w = self.tdp_w - self.idle_w
         clock = self.max_mhz
-        while clock > self.min_mhz and self.idle_w + (self.tdp_w - self.idle_w) * self.power_fraction(clock) > watts:
+        while clock > self.min_mhz and self.idle_w + dynamic_w * self.power_fraction(clock) > watts:
             clock = self.round_down(clock - self.step_mhz)
         return clock
 
