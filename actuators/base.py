@@ -25,15 +25,25 @@ class ActuatorError(Exception):
         self.lasting = lasting
 
 
+class NotAttempted(ActuatorError):
+    """Nothing was written: out of the device's limits, another board than the site file names, a dry
+    run. Always lasting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, lasting=True)
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """The settings found on a host before the first command: one entry per GPU, by UUID.
 
     `limit_w` is the power limit. A clock lock cannot be read through NVML: `lock_mhz` is the lock
-    the site declares as standing (0: none), and that is what a release gives back.
+    the site declares as standing (0: none), and that is what a release gives back. A GPU that is not
+    named here, or whose limit is unknown, is given back its device's default limit. Nothing that an
+    actuator writes is ever looser than what was found.
     """
 
-    uuids: tuple[str, ...]
-    limit_w: tuple[Reading, ...]
+    uuids: tuple[str, ...] = ()
+    limit_w: tuple[Reading, ...] = ()
     lock_mhz: int = 0
 
 
@@ -56,14 +66,16 @@ class Actuator(Protocol):
     def inspect(self) -> Found:
         """The settings in force now. Raises ActuatorError."""
 
-    def apply(self, command: GpuCommand) -> None:
-        """Write the setting to every GPU, going on past one that fails. Raises ActuatorError naming
-        those that failed, after all were tried."""
+    def apply(self, command: GpuCommand, found: Found) -> None:
+        """Make `command` the one setting of every GPU, going on past one that fails: a clock lock gives
+        back the power limit found, a power limit the lock found, always tightening before loosening.
+        A brake only tightens. Raises ActuatorError naming those that failed, after all were tried;
+        NotAttempted when nothing was."""
 
     def verify(self, command: GpuCommand) -> Readback:
         """Read whether the setting is in force. Raises ActuatorError when the device cannot be read."""
 
-    def fall_back(self, share: SafeShare) -> None:
+    def fall_back(self, share: SafeShare, found: Found) -> None:
         """Set the safe share on every GPU, going on past one that fails. Raises ActuatorError."""
 
     def release(self, found: Found) -> None:
