@@ -44,3 +44,7 @@ class Decision(Event, frozen=True, kw_only=True, tag=True):
     refusal: str = ""
     overruled: tuple[str, ...] = ()
     notes: dict[str, str] = {}
+
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (self.policy,)

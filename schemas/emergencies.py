@@ -35,6 +35,10 @@ class Emergency(Event, frozen=True, kw_only=True, tag=True):
     value: Reading = None
     limit: Reading = None
 
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (self.kind, self.phase)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.episode:

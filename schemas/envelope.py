@@ -38,8 +38,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
     def __post_init__(self) -> None:
         if not self.id:
-            derived = derive_id(type(self).__name__, self.source, self.subject, self.at, self.cause)
+            known_by = self.cause + self.told_apart_by
+            derived = derive_id(type(self).__name__, self.source, self.subject, self.at, known_by)
             msgspec.structs.force_setattr(self, "id", derived)
+
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        """What else the id rests on, for a type of which one source may say several of one subject at
+        one time, for one cause."""
+        return ()
 
 
 class Tick(Event, frozen=True, kw_only=True, tag=True):
@@ -55,8 +62,6 @@ class DeadLetter(Event, frozen=True, kw_only=True, tag=True):
     payload: bytes
     reason: str
 
-    def __post_init__(self) -> None:
-        if not self.id:  # several may arrive in one millisecond: the bytes tell them apart
-            known_by = (*self.cause, blake2b(self.payload, digest_size=_ID_BYTES).hexdigest())
-            derived = derive_id("DeadLetter", self.source, self.subject, self.at, known_by)
-            msgspec.structs.force_setattr(self, "id", derived)
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (blake2b(self.payload, digest_size=_ID_BYTES).hexdigest(),)

@@ -16,6 +16,10 @@ class Forecast(Event, frozen=True, kw_only=True):
     values: tuple[tuple[float, ...], ...]
     fallback: str = ""
 
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (self.model,)
+
     def value(self, horizon_s: float, quantile: float) -> float:
         """The forecast at a horizon and a quantile that it has; KeyError in words otherwise."""
         try:
@@ -59,3 +63,7 @@ class ForecastScore(Event, frozen=True, kw_only=True, tag=True):
     coverage_ratio: tuple[tuple[float, ...], ...]
     lead_s: float | None = None
     trusted: bool = True
+
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (self.model,)

@@ -14,6 +14,10 @@ class Outcome(Event, frozen=True, kw_only=True):
     epoch: int
     detail: str = ""
 
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (self.command,)
+
 
 class Accepted(Outcome, frozen=True, kw_only=True, tag=True):
     """Written to the device; not yet known to be in force."""

@@ -176,7 +176,7 @@ class _Table:
         elif math.isnan(value):
             self.wrong(key, f"must be a number, and nan is none ({meaning})")
         elif abs(value) >= _HIGHEST:
-            self.wrong(key, f"must be below {_HIGHEST:g} ({meaning})")
+            self.wrong(key, f"must be below {_HIGHEST:.10g} ({meaning})")
         elif value < 0 or (value == 0 and not zero):
             self.wrong(key, f"must be {'zero or above' if zero else 'above zero'} ({meaning})")
         else:
@@ -329,9 +329,9 @@ def _check_sku(table: _Table, sku: Sku) -> None:
     def not_above(key: str, other: str) -> None:
         if getattr(sku, key) > getattr(sku, other):
             if key in table.raw:
-                table.wrong(key, f"must be at most {other}, which is {getattr(sku, other):g}")
+                table.wrong(key, f"must be at most {other}, which is {getattr(sku, other):.10g}")
             else:  # the built-in figure stands: what the file changed is the other
-                table.wrong(other, f"must be at least {key}, which is {getattr(sku, key):g}")
+                table.wrong(other, f"must be at least {key}, which is {getattr(sku, key):.10g}")
 
     not_above("min_mhz", "max_mhz")
     not_above("tdp_w", "limit_max_w")
@@ -432,7 +432,7 @@ def _server(table: _Table, sku: Sku | None, gpus: int) -> tuple[float, float, fl
     typical_idle_w = sku.server_overhead_idle_w * scale if sku else math.nan
     rated_w = table.number("rated_w", "a host's nameplate in watts, GPUs included", math.nan)
     if rated_w < tdp_w:
-        table.wrong("rated_w", f"must be at least {tdp_w:g}, the TDP of the host's {gpus} GPUs")
+        table.wrong("rated_w", f"must be at least {tdp_w:.10g}, the TDP of the host's {gpus} GPUs")
     beyond_gpus_w = typical_max_w if math.isnan(rated_w) else rated_w - tdp_w
     max_w = table.number(
         "overhead_max_w", "a host's power besides its GPUs, in watts", beyond_gpus_w, zero=True
@@ -441,7 +441,7 @@ def _server(table: _Table, sku: Sku | None, gpus: int) -> tuple[float, float, fl
         "overhead_idle_w", "the same at rest, in watts", min(typical_idle_w, max_w), zero=True
     )
     if idle_w > max_w:
-        table.wrong("overhead_idle_w", f"must be at most overhead_max_w, {max_w:g}")
+        table.wrong("overhead_idle_w", f"must be at most overhead_max_w, {max_w:.10g}")
     return (tdp_w + max_w if math.isnan(rated_w) else rated_w), idle_w, max_w
 
 
