@@ -7,7 +7,8 @@ readings into messages and keeps one silent meter from hiding the others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import Protocol
 
 from schemas.envelope import Event
@@ -42,55 +43,42 @@ class Meter(Protocol):
 
 
 class FeedCollector:
-    """Polls meters into one `FeedSample` or `UpsSample` per meter and poll.
+    """Polls meters into one `FeedSample` or, for a UPS, `UpsSample` per meter and poll.
 
-    `feeds` and `upses` map a path of the power tree to its meter; a PDU's meter is a feed's. A meter
-    that raises yields a sample whose readings are all unknown: the row still sees that it was asked.
+    `meters` maps a path of the power tree to the meter that stands there; `upses` says which of them are
+    UPSes. A meter that does not answer, or gives no finite number, yields a sample that says *unknown*:
+    the row still sees that it was asked.
     """
 
     def __init__(
         self,
-        feeds: Mapping[str, Meter],
+        meters: Mapping[str, Meter],
         *,
-        upses: Mapping[str, Meter] | None = None,
         period_ms: Span,
+        upses: Collection[str] = (),
         name: str = "collector/feed-meter",
     ) -> None:
-        self._feeds = dict(feeds)
-        self._upses = dict(upses or {})
-        self._silent: set[str] = set()
-        self.period_ms = period_ms
         self.name = name
+        self.period_ms = period_ms
+        self._meters = dict(meters)
+        self._upses = frozenset(upses)
+        self._silent: set[str] = set()
 
     def poll(self, now: Instant) -> Sequence[Event]:
-        """One sample per meter, in the order the meters were given, feeds before UPSes."""
-        events: list[Event] = []
-        for path, meter in self._feeds.items():
-            said = self._ask(path, meter)
-            events.append(
-                FeedSample(
-                    at=now,
-                    source=self.name,
-                    subject=path,
-                    power_w=said.power_w if said else None,
-                    breaker_closed=said.breaker_closed if said else None,
-                )
-            )
-        for path, meter in self._upses.items():
-            said = self._ask(path, meter)
-            events.append(
-                UpsSample(
-                    at=now,
-                    source=self.name,
-                    subject=path,
-                    power_w=said.power_w if said else None,
-                    on_battery=said.on_battery if said else None,
-                )
-            )
-        return events
+        """One sample per meter, in the order the meters were given."""
+        return [self._sample(now, path, self._ask(path, meter)) for path, meter in self._meters.items()]
 
     def close(self) -> None:
         """Nothing to let go of: the meters belong to whoever made them."""
+
+    def _sample(self, now: Instant, path: str, said: MeterReading | None) -> Event:
+        watts = said.power_w if said else None
+        power_w = float(watts) if watts is not None and isfinite(watts) else None
+        if path in self._upses:
+            on_battery = said.on_battery if said else None
+            return UpsSample(at=now, source=self.name, subject=path, power_w=power_w, on_battery=on_battery)
+        closed = said.breaker_closed if said else None
+        return FeedSample(at=now, source=self.name, subject=path, power_w=power_w, breaker_closed=closed)
 
     def _ask(self, path: str, meter: Meter) -> MeterReading | None:
         """One reading, or None from a meter that did not answer; its going silent is logged once."""

@@ -112,13 +112,14 @@ _COLUMNS = (
 _POWER, _AVERAGE = _COLUMNS.index("power_w"), _COLUMNS.index("power_average_w")
 _GRIDS = 4  # the first columns are grids: one row per sampling instant
 
-# Field ids of nvml.h. 190 is the limit in force; 192 would be the one asked for.
-_FIELDS: tuple[tuple[str, int, Callable[[Any], float]], ...] = (
-    ("power_w", 186, _thousandth),
-    ("power_average_w", 185, _thousandth),
-    ("memory_c", 82, float),
-    ("energy_j", 83, _thousandth),
-    ("limit_w", 190, _thousandth),
+# Column, field id of nvml.h, and what its number is divided by: mW → W, mJ → J. 190 is the limit in force;
+# 192 would be the one asked for.
+_FIELDS: tuple[tuple[str, int, int], ...] = (
+    ("power_w", 186, 1000),
+    ("power_average_w", 185, 1000),
+    ("memory_c", 82, 1),
+    ("energy_j", 83, 1000),
+    ("limit_w", 190, 1000),
 )
 
 # Calls for what no field gives, tried in this order; a column already had is not asked for again.
@@ -150,7 +151,7 @@ class _Gpu:
         self.lacking: dict[str, str] | None = None  # column → why; None until the device was probed
         self.blind = ""  # the fault of one that answers and has no power reading at all
         self.field_ids: tuple[int, ...] = ()
-        self.field_slots: tuple[tuple[int, Callable[[Any], float]], ...] = ()
+        self.field_slots: tuple[tuple[int, int], ...] = ()
         self.calls: tuple[tuple[int, Callable[..., Any], tuple[Any, ...], Callable[[Any], float]], ...] = ()
 
 
@@ -270,7 +271,7 @@ class NvmlCollector:
         """Find out what the device offers. Raises NVMLError when it does not answer at all."""
         nvml, handle = self._nvml, gpu.handle
         lacking: dict[str, str] = {}
-        offered: list[tuple[str, int, Callable[[Any], float]]] = []
+        offered: list[tuple[str, int, int]] = []
         asked = tuple(field for _, field, _ in _FIELDS)
         try:
             codes = [value.nvmlReturn for value in nvml.nvmlDeviceGetFieldValues(handle, asked)]
@@ -302,7 +303,7 @@ class NvmlCollector:
                 lacking.pop(column, None)
                 calls.append((_COLUMNS.index(column), call, (handle, *arguments), convert))
         gpu.field_ids = tuple(field for _, field, _ in offered)
-        gpu.field_slots = tuple((_COLUMNS.index(column), convert) for column, _, convert in offered)
+        gpu.field_slots = tuple((_COLUMNS.index(column), divisor) for column, _, divisor in offered)
         gpu.calls = tuple(calls)
         gpu.lacking = lacking
         unpowered = {"power_w", "power_average_w"} <= lacking.keys()
@@ -365,13 +366,13 @@ class NvmlCollector:
         could take as long to fail; a field that fails is alone unknown."""
         nvml = self._nvml
         decode = _DECODE
-        values: _Values = [None] * len(_COLUMNS)
+        values: _Values = list(_UNKNOWN)
         trouble = gpu.blind
         if gpu.field_ids:
             answers = nvml.nvmlDeviceGetFieldValues(gpu.handle, gpu.field_ids)
-            for (slot, convert), answer in zip(gpu.field_slots, answers, strict=True):
+            for (slot, divisor), answer in zip(gpu.field_slots, answers, strict=True):
                 if answer.nvmlReturn == _SUCCESS:
-                    values[slot] = convert(decode[answer.valueType](answer))
+                    values[slot] = decode[answer.valueType](answer) / divisor
                 else:
                     code = answer.nvmlReturn
                     if code in _LACKING or code in _LOST:
