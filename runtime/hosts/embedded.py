@@ -24,6 +24,7 @@ from schemas.decisions import Decision
 from schemas.emergencies import Emergency, Phase
 from schemas.envelope import Event
 from schemas.instants import Instant
+from schemas.operators import ReleaseAll
 from schemas.outcomes import Refused
 
 LEDGER_SOURCE = "runtime/ledger"
@@ -45,6 +46,9 @@ class Agents(Protocol):
     def start(self, now: Instant) -> Sequence[Event]: ...
 
     def step(self, commands: Sequence[Command], now: Instant) -> Sequence[Event]: ...
+
+    def release(self, subject: str, now: Instant) -> Sequence[Event]:
+        """Give back every host at or below a path, because a person said so."""
 
 
 class Records(Protocol):
@@ -105,6 +109,9 @@ class EmbeddedHost:
             kept = worth_keeping(beat, self._last.get(row))
             self._last[row] = beat.decision
             commands.extend(self._may_go(beat, self._record(kept, now)))
+            for event in beat.inputs:
+                if isinstance(event, ReleaseAll):
+                    self.loop.offer(self.agents.release(event.subject, now))
             for observe in self.observers:
                 observe(beat)
         self.loop.offer(self.agents.step(commands, now))

@@ -93,7 +93,7 @@ def _assume(command: Command, policy: CappingPolicy) -> Outcome:
     assert isinstance(command, LockClocks | LimitPower | Brake)
     observed = command.limit_w if isinstance(command, LimitPower) else float(command.max_mhz)
     return Verified(
-        at=command.at + policy.latency_ms(command.path),
+        at=command.at + policy.latency_ms.of(command.path),
         source=_ASSUMED,
         subject=command.target,
         cause=(command.id,),

@@ -1,0 +1,126 @@
+"""`windrow audit`: questions to the ledger."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from runtime.cli.printing import Json, console, emit, print_alerts, print_holdings, print_walk
+from runtime.ledger import audit as ledger_audit
+from runtime.ledger.store import Ledger
+from schemas.instants import Instant, from_text, to_text
+
+LedgerPath = Annotated[pathlib.Path, Parameter(name="--ledger")]
+
+audit = App(name="audit", help="Ask the ledger: who was capped, when and why.")
+
+
+def instant(text: str) -> Instant:
+    """A time on the command line. Raises LookupError in words, which the command line says."""
+    try:
+        return from_text(text)
+    except ValueError as error:
+        raise LookupError(str(error)) from error
+
+
+@audit.command
+def why(command: str, /, *, ledger: LedgerPath, json: Json = False) -> int:
+    """Walk one command back to the samples it rests on and on to its measured effect.
+
+    Parameters
+    ----------
+    command
+        The id of a command (or of one of its outcomes); the first characters will do.
+    ledger
+        The ledger file of the host.
+    json
+        Print the walk as one line of JSON.
+    """
+    with Ledger.reading(ledger) as book:
+        walk = ledger_audit.why(book, command)
+    if json:
+        emit(walk)
+    else:
+        print_walk(walk)
+    return 0
+
+
+@audit.command
+def who(*, target: str, at: str, ledger: LedgerPath, json: Json = False) -> int:
+    """Say what held each host at or below a target at a time.
+
+    Parameters
+    ----------
+    target
+        A host, rack, row or site path, such as ams1/row-b/r07.
+    at
+        The time, such as 2026-03-01T12:00:00Z.
+    ledger
+        The ledger file of the host.
+    json
+        Print the holdings as one line of JSON.
+    """
+    moment = instant(at)
+    with Ledger.reading(ledger) as book:
+        holdings = ledger_audit.who(book, target, moment)
+    if json:
+        emit(holdings)
+    elif holdings:
+        print_holdings(holdings)
+    else:
+        console.print(f"nothing had been commanded at or below {target} by {to_text(moment)}")
+    return 0 if holdings else 1
+
+
+@audit.command
+def alerts(*, ledger: LedgerPath, since: str = "1970-01-01", json: Json = False) -> int:
+    """List emergencies that were open or ended since a time.
+
+    Parameters
+    ----------
+    ledger
+        The ledger file of the host.
+    since
+        The time, such as 2026-03-01T12:00:00Z.
+    json
+        Print the alerts as one line of JSON.
+    """
+    with Ledger.reading(ledger) as book:
+        found = ledger_audit.alerts(book, instant(since))
+    if json:
+        emit(found)
+    elif found:
+        print_alerts(found)
+    else:
+        console.print("no emergency")
+    return 0
+
+
+@audit.command
+def verify(*, ledger: LedgerPath, head: str = "", json: Json = False) -> int:
+    """Check the ledger's chain from its beginning to its head. Exit status 1 when it is broken.
+
+    Parameters
+    ----------
+    ledger
+        The ledger file of the host.
+    head
+        A head noted earlier: the ledger must still contain it, so that nothing was cut off since.
+    json
+        Print the result as one line of JSON.
+    """
+    with Ledger.reading(ledger) as book:
+        broken = book.verify()
+        if not broken and head and not book.contains_hash(head):
+            broken = f"the head {head} noted earlier is not in this ledger: records were cut off or replaced"
+        count, newest = book.head()
+    if json:
+        emit({"records": count, "head": newest, "broken": broken})
+    elif broken:
+        print(f"{ledger}: {broken}", file=sys.stderr)
+    else:
+        console.print(f"{count} records, chain whole; head {newest}")
+    return 1 if broken else 0

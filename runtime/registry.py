@@ -1,0 +1,29 @@
+"""The registry: adapters by the name that configuration uses for them.
+
+Each entry says in one line what it reaches. Vendor libraries are imported by the adapter itself
+when it is made, so that a host without them can still check a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actuators.base import Actuator
+from actuators.dry_run import DryRunActuator
+from actuators.gpu_nvml import NvmlActuator
+from collectors.base import Collector
+from collectors.gpu_nvml import NvmlCollector
+from schemas.commands import Path
+from schemas.instants import Span
+from schemas.topology import Host
+
+COLLECTORS: dict[str, Callable[[Host, Span], Collector]] = {
+    "gpu_nvml": lambda host, period_ms: NvmlCollector(host, period_ms=period_ms),
+}
+"""Readers of this machine: the host they speak of and how often they are polled → a collector."""
+
+ACTUATORS: dict[str, Callable[[Host, Path], Actuator]] = {
+    "gpu_nvml": lambda host, path: NvmlActuator(host, path),
+    "dry_run": lambda host, path: DryRunActuator(host, path),
+}
+"""Setters on this machine: the host they set and by which path → an actuator."""
