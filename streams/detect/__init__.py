@@ -1,0 +1,1 @@
+"""Detection: trouble told from noise, with a beginning and an end."""

@@ -1,0 +1,1 @@
+"""Forecasting: calibrated quantiles of what is to come, and how they fared."""

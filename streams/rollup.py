@@ -1,0 +1,536 @@
+"""A row's power at each tick, from what its GPUs, servers and meters say, and how much of it is known.
+
+Between ticks events are only taken in or turned away; all sums are made at the tick, on arrays of
+hosts by GPUs. So the cost of a message is small and where a stream is cut cannot matter.
+
+- A GPU's power is the mean of its plausible samples since the last tick, over at most `mean_ms`
+  (the 2 s that a row reading spans): the instantaneous field where the source has it, else the
+  averaged one, never a mean over both. It holds until it is stale.
+- A host is its wall power where that is trusted, else the sum of its GPUs and a modelled rest
+  (`Host.wall_w`). A wall reading below the host's own GPUs is withheld. Missing boards count as the
+  mean of the host's others.
+- A host of which nothing is known is estimated at the share of nameplate that its kind (SKU and
+  priority) draws now, else that the row draws. Estimates enter `power_w`, never `upper_w`: there a
+  missing board counts at its highest limit, the modelled rest at its maximum, a missing host at its
+  nameplate.
+- The row is the sum of its meters where all are trusted, else of its hosts. Meters that sum to less
+  than what is measured inside the row are withheld, so the larger of the two is used. With too few
+  hosts known and no meters, the row is unknown: no number stands in.
+
+Verdicts ``lost``, ``impossible``, ``stuck``, ``stale`` and ``contradicted`` count devices (boards,
+wall readings, meters) at this tick, ``silent`` hosts that were never heard of, ``unplaced`` boards
+beyond those a host is said to have; ``repeated``, ``late``, ``future`` and ``set_back`` count
+messages and clocks since the last tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+import numpy as np
+
+from schemas.envelope import Event, Tick
+from schemas.instants import Instant
+from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample
+from schemas.topology import Row
+from schemas.units import FloatArray, Grid, Reading
+from streams.quality import (
+    NEVER,
+    BoolArray,
+    InOrder,
+    IntArray,
+    QualityRules,
+    SourceClocks,
+    Stillness,
+    plausible,
+)
+
+CAUSES_AT_MOST = 64
+"""Ids that a rollup names as its cause; a larger row names those of its first hosts."""
+
+_HOTTEST_C = 150.0  # no GPU reads above it: the shutdown limits are near 100 °C (our choice)
+
+
+class RollupState:
+    """What is remembered between ticks: clocks, messages not yet summed, and arrays of readings.
+
+    Arrays are (hosts, GPUs), (hosts,) or (meters,), in site-file order; a host with fewer GPUs than
+    the widest one has columns that stay NaN.
+    """
+
+    __slots__ = (
+        "board_clocks",
+        "board_still",
+        "boards",
+        "core_at",
+        "core_c",
+        "counts",
+        "frame_ids",
+        "frames",
+        "gpu_at",
+        "gpu_w",
+        "meter_at",
+        "meter_clocks",
+        "meter_ids",
+        "meter_still",
+        "meter_w",
+        "meters",
+        "ticks",
+        "wall_at",
+        "wall_clocks",
+        "wall_ids",
+        "wall_still",
+        "wall_w",
+        "walls",
+    )
+
+    def __init__(self, hosts: int, gpus: int, meters: int, boards: list[tuple[str, ...]]) -> None:
+        self.ticks = InOrder()
+        self.counts: dict[str, int] = {}
+        self.boards = boards
+        self.board_clocks = SourceClocks(hosts)
+        self.frames: dict[int, list[GpuFrame]] = {}
+        self.frame_ids = [""] * hosts
+        self.gpu_w: FloatArray = np.full((hosts, gpus), np.nan)
+        self.gpu_at: IntArray = np.full((hosts, gpus), NEVER, np.int64)
+        self.board_still = Stillness((hosts, gpus), 3)
+        self.core_c: FloatArray = np.full((hosts, gpus), np.nan)
+        self.core_at: IntArray = np.full(hosts, NEVER, np.int64)
+        self.wall_clocks = SourceClocks(hosts)
+        self.walls: dict[int, tuple[Reading, str]] = {}
+        self.wall_ids = [""] * hosts
+        self.wall_w: FloatArray = np.full(hosts, np.nan)
+        self.wall_at: IntArray = np.full(hosts, NEVER, np.int64)
+        self.wall_still = Stillness((hosts,), 1)
+        self.meter_clocks = SourceClocks(meters)
+        self.meters: dict[int, FeedSample] = {}
+        self.meter_ids = [""] * meters
+        self.meter_w: FloatArray = np.full(meters, np.nan)
+        self.meter_at: IntArray = np.full(meters, NEVER, np.int64)
+        self.meter_still = Stillness((meters,), 1)
+
+    def count(self, verdict: str, n: int = 1) -> None:
+        """Add to a verdict's count; nothing is said of verdicts that nothing met."""
+        if n:
+            self.counts[verdict] = self.counts.get(verdict, 0) + n
+
+
+class Rollup:
+    """GpuFrame, RackSample, FeedSample and Tick in, one PowerRollup per Tick out; others pass unread."""
+
+    def __init__(self, row: Row, rules: QualityRules | None = None) -> None:
+        self._row = row
+        self._rules = rules or QualityRules()
+        hosts = row.hosts
+        self._hosts = {host.path: i for i, host in enumerate(hosts)}
+        self._meters = {path: i for i, path in enumerate(row.meters)}
+        self._racks = tuple(rack.path for rack in row.racks)
+        sizes = [len(rack.hosts) for rack in row.racks]
+        self._rack_of = np.repeat(np.arange(len(sizes)), sizes)
+        self._rack_sizes = np.array(sizes)
+        self._boards = [host.uuids or ("",) * host.gpu_count for host in hosts]
+        self._gpus = np.array([host.gpu_count for host in hosts])
+        self._width = int(self._gpus.max(initial=0))
+        self._exists: BoolArray = np.arange(self._width) < self._gpus[:, None]
+        self._rated_w = np.array([host.rated_w for host in hosts])
+        self._tdp_w = np.array([host.sku.tdp_w for host in hosts])
+        self._limit_w = np.array([max(host.sku.tdp_w, host.sku.limit_max_w) for host in hosts])
+        self._idle_w = np.array([host.sku.idle_w for host in hosts])
+        self._rest_idle_w = np.array([host.overhead_idle_w for host in hosts])
+        self._rest_max_w = np.array([host.overhead_max_w for host in hosts])
+        kinds = {kind: i for i, kind in enumerate(dict.fromkeys((h.sku.name, h.priority) for h in hosts))}
+        self._kind = np.array([kinds[host.sku.name, host.priority] for host in hosts], np.int64)
+        self._kinds = len(kinds)
+        rules = self._rules
+        shape = (len(hosts), self._width)
+        self._board_moves = np.empty((3, *shape))
+        self._board_moves[0] = rules.util_move_ratio
+        self._board_moves[1] = rules.clock_move_mhz
+        self._board_moves[2] = rules.power_move_ratio * self._tdp_w[:, None]
+
+    def key(self, event: Event) -> str:
+        """The row: all that one row says meets in one place."""
+        return self._row.path
+
+    def initial(self) -> RollupState:
+        """Nothing heard yet."""
+        return RollupState(len(self._hosts), self._width, len(self._meters), list(self._boards))
+
+    def step(self, state: RollupState, events: Sequence[Event]) -> tuple[RollupState, list[PowerRollup]]:
+        """Take the events in; a rollup for each tick of this row among them."""
+        out: list[PowerRollup] = []
+        mean_ms = self._rules.mean_ms
+        for event in events:
+            kind = type(event)
+            if kind is GpuFrame:
+                host = self._hosts.get(event.subject)
+                if host is None:
+                    continue
+                if verdict := state.board_clocks.accept(host, event.at):
+                    state.count(verdict)
+                    continue
+                frames = state.frames.get(host)
+                if frames is None:
+                    state.frames[host] = [event]  # type: ignore[list-item]  # `kind` told, not isinstance: speed
+                else:
+                    if bool(frames[0].power_w) != bool(event.power_w):  # type: ignore[attr-defined]
+                        frames.clear()  # the other power field: never a mean over both
+                    while frames and frames[0].at <= event.at - mean_ms:
+                        del frames[0]
+                    frames.append(event)  # type: ignore[arg-type]
+            elif isinstance(event, Tick):
+                before = state.ticks.at
+                if event.subject == self._row.path and state.ticks.take(event.at):
+                    if event.at < before:  # the loop's clock was set back: nothing is newer than now
+                        for at in (state.gpu_at, state.wall_at, state.meter_at, state.core_at):
+                            np.minimum(at, event.at, out=at)
+                    out.append(self._roll(state, event.at))
+            elif isinstance(event, RackSample):
+                self._take_walls(state, event)
+            elif isinstance(event, FeedSample):
+                meter = self._meters.get(event.subject)
+                if meter is not None:
+                    if verdict := state.meter_clocks.accept(meter, event.at):
+                        state.count(verdict)
+                    else:
+                        state.meters[meter] = event
+        return state, out
+
+    def _take_walls(self, state: RollupState, sample: RackSample) -> None:
+        whole = len(sample.power_w) == len(sample.hosts)
+        for i, path in enumerate(sample.hosts):
+            host = self._hosts.get(path)
+            if host is None:
+                continue
+            if verdict := state.wall_clocks.accept(host, sample.at):
+                state.count(verdict)
+                continue
+            fault = sample.faults[i] if i < len(sample.faults) else ""
+            state.walls[host] = (sample.power_w[i] if whole and not fault else None, sample.id)
+
+    # -- taking in, at the tick -------------------------------------------------------------------
+
+    def _fold_frames(self, state: RollupState, now: Instant) -> None:
+        if not state.frames:
+            return
+        rules = self._rules
+        hosts = list(state.frames)
+        at = np.empty(len(hosts), np.int64)
+        for i, host in enumerate(hosts):
+            state.frame_ids[host] = state.frames[host][-1].id
+            at[i], ahead = state.board_clocks.read_at(host, now, rules)
+            if ahead:
+                state.count("future", len(state.frames[host]))
+        power_w, starts = self._gather(state, state.frames.items(), _best_power_w)
+        sizes = np.diff(starts, append=len(power_w))
+        ceiling_w = np.repeat(rules.ceiling_ratio * self._tdp_w[hosts], sizes)[:, None]
+        good = plausible(power_w, ceiling_w)
+        samples = np.add.reduceat(good, starts, axis=0, dtype=np.int64)
+        total_w = np.add.reduceat(np.where(good, power_w, 0.0), starts, axis=0)
+        heard = samples > 0
+        if not good.all():
+            exists = self._exists[hosts]
+            absent = np.isnan(power_w)
+            impossible = np.logical_or.reduceat(~good & ~absent, starts, axis=0)
+            state.count("impossible", int((impossible & exists).sum()))
+            state.count("lost", int((np.logical_and.reduceat(absent, starts, axis=0) & exists).sum()))
+            power_w = np.where(good, power_w, np.nan)
+        state.gpu_w[hosts] = np.where(heard, total_w / np.maximum(samples, 1), state.gpu_w[hosts])
+        state.gpu_at[hosts] = np.where(heard, at[:, None], state.gpu_at[hosts])
+
+        low_w, high_w, counted = (np.full(state.gpu_w.shape, np.nan), np.full(state.gpu_w.shape, np.nan),
+                                  np.zeros(state.gpu_w.shape, np.int64))  # fmt: skip
+        low_w[hosts] = np.fmin.reduceat(power_w, starts, axis=0)
+        high_w[hosts] = np.fmax.reduceat(power_w, starts, axis=0)
+        counted[hosts] = samples
+        going = state.board_still.extend(state.gpu_at, counted, low_w, high_w)
+        if going.any():
+            self._call_witnesses(state, going)
+
+        newest = [(host, state.frames[host][-1:]) for host in hosts]
+        core_c, _ = self._gather(state, newest, _core_c)
+        state.core_c[hosts] = np.where(plausible(core_c, _HOTTEST_C), core_c, np.nan)
+        state.core_at[hosts] = at
+        state.frames = {}
+
+    def _call_witnesses(self, state: RollupState, going: BoolArray) -> None:
+        """What should have moved a board's power: its utilisation, its clock, and, for a board at
+        work, the power of the boards beside it."""
+        low = np.full((3, *going.shape), np.nan)
+        high = np.full((3, *going.shape), np.nan)
+        suspects = [(host, state.frames[host]) for host in np.flatnonzero(going.any(axis=1)).tolist()]
+        hosts = [host for host, _ in suspects]
+        for i, field in enumerate((_utilisation_ratio, _sm_mhz)):
+            seen, starts = self._gather(state, suspects, field)
+            low[i, hosts] = np.fmin.reduceat(seen, starts, axis=0)
+            high[i, hosts] = np.fmax.reduceat(seen, starts, axis=0)
+        sum_w = np.where(np.isnan(state.gpu_w), 0.0, state.gpu_w).sum(axis=1, keepdims=True)
+        beside_w = (sum_w - state.gpu_w) / np.maximum(self._gpus - 1, 1)[:, None]
+        at_work = state.gpu_w > self._rules.loaded_ratio * self._idle_w[:, None]
+        low[2] = high[2] = np.where(at_work, beside_w, np.nan)
+        state.board_still.testify(going, low, high)
+
+    def _gather(
+        self,
+        state: RollupState,
+        heard: Iterable[tuple[int, list[GpuFrame]]],
+        field: Callable[[GpuFrame], Grid],
+    ) -> tuple[FloatArray, IntArray]:
+        """One grid of every frame, stacked: (samples, GPUs), hosts one after the other, and where
+        each host starts. A host without samples has one row of NaN."""
+        width = self._width
+        blank = (None,) * width
+        flat: list[Reading] = []
+        starts: list[int] = []
+        for host, frames in heard:
+            start = len(flat)
+            starts.append(start)
+            boards = state.boards[host]
+            for frame in frames:
+                if frame.gpus == boards and len(boards) == width and not any(frame.faults):
+                    for row in field(frame):
+                        flat += row if len(row) == width else blank
+                else:
+                    columns = self._place(state, host, frame.gpus)
+                    boards = state.boards[host]
+                    if field is _best_power_w:
+                        state.count("unplaced", columns.count(-1))
+                    for row in field(frame):
+                        flat += _placed(row, columns, frame.faults, width)
+            if len(flat) == start:
+                flat += blank
+        stacked = np.array(flat, np.float64).reshape(-1, width)
+        return stacked, np.array(starts) // width
+
+    def _place(self, state: RollupState, host: int, gpus: tuple[str, ...]) -> list[int]:
+        """The column of each board of a frame, -1 for one too many. A board not met before takes the
+        place of one that the frame does not name."""
+        boards = list(state.boards[host])
+        free = [column for column, board in enumerate(boards) if board not in gpus]
+        columns = []
+        for gpu in gpus:
+            if gpu in boards:
+                columns.append(boards.index(gpu))
+            elif free:
+                boards[free[0]] = gpu
+                columns.append(free.pop(0))
+            else:
+                columns.append(-1)
+        state.boards[host] = tuple(boards)
+        return columns
+
+    def _fold_walls(self, state: RollupState, now: Instant) -> None:
+        if not state.walls:
+            return
+        hosts = list(state.walls)
+        watts = np.array([state.walls[host][0] for host in hosts], np.float64)
+        good = plausible(watts, self._rules.ceiling_ratio * self._rated_w[hosts])
+        state.count("lost", int(np.isnan(watts).sum()))
+        state.count("impossible", int((~good & ~np.isnan(watts)).sum()))
+        heard = np.zeros(state.wall_w.shape, np.int64)
+        for i, host in enumerate(hosts):
+            at, ahead = state.wall_clocks.read_at(host, now, self._rules)
+            if ahead:
+                state.count("future")
+            if good[i]:
+                state.wall_w[host], state.wall_at[host], heard[host] = watts[i], at, 1
+                state.wall_ids[host] = state.walls[host][1]
+        going = state.wall_still.extend(state.wall_at, heard, state.wall_w, state.wall_w)
+        gpus_w: FloatArray = state.gpu_w.sum(
+            axis=1, where=self._exists
+        )  # NaN, no witness, if one was never read
+        state.wall_still.testify(going, gpus_w, gpus_w)
+        state.walls = {}
+
+    def _fold_meters(self, state: RollupState, now: Instant, hosts_w: Reading) -> None:
+        heard = np.zeros(state.meter_w.shape, np.int64)
+        for meter, sample in state.meters.items():
+            at, ahead = state.meter_clocks.read_at(meter, now, self._rules)
+            if ahead:
+                state.count("future")
+            watts = sample.power_w
+            opened = watts == 0.0 and sample.breaker_closed is False  # the one honest zero
+            if watts is None:
+                state.count("lost")
+            elif opened or 0.0 < watts <= self._rules.ceiling_ratio * self._row.rated_w:
+                state.meter_w[meter], state.meter_at[meter], heard[meter] = watts, at, 1
+                state.meter_ids[meter] = sample.id
+            else:
+                state.count("impossible")
+        if state.meters:
+            going = state.meter_still.extend(state.meter_at, heard, state.meter_w, state.meter_w)
+            beside_w = np.full(heard.shape, np.nan if hosts_w is None else hosts_w)
+            state.meter_still.testify(going, beside_w, beside_w)
+            state.meters = {}
+
+    # -- summing ----------------------------------------------------------------------------------
+
+    def _roll(self, state: RollupState, now: Instant) -> PowerRollup:
+        rules, row = self._rules, self._row
+        self._fold_frames(state, now)
+        self._fold_walls(state, now)
+        state.count("set_back", state.board_clocks.settle(now, rules) + state.wall_clocks.settle(now, rules)
+                    + state.meter_clocks.settle(now, rules))  # fmt: skip
+
+        # What is trusted of each board and of each server's wall reading.
+        heard = state.gpu_at != NEVER
+        fresh = state.gpu_at >= now - rules.gpu_stale_ms
+        stuck = fresh & state.board_still.stuck(state.gpu_at, self._board_moves, rules)
+        trusted = fresh & ~stuck
+        state.count("stale", int((heard & ~fresh).sum()))
+        state.count("stuck", int(stuck.sum()))
+        boards = trusted.sum(axis=1)
+        gpus_w = np.where(trusted, state.gpu_w, 0.0).sum(axis=1)
+
+        walled = state.wall_at != NEVER
+        wall_fresh = state.wall_at >= now - rules.wall_stale_ms
+        wall_stuck = wall_fresh & state.wall_still.stuck(
+            state.wall_at, rules.power_move_ratio * self._rated_w, rules
+        )
+        denied = wall_fresh & ~wall_stuck & (state.wall_w < rules.contradiction_ratio * gpus_w)
+        by_wall = wall_fresh & ~wall_stuck & ~denied
+        state.count("stale", int((walled & ~wall_fresh).sum()))
+        state.count("stuck", int(wall_stuck.sum()))
+        state.count("contradicted", int(denied.sum()))
+        state.count("silent", int((~walled & ~heard.any(axis=1)).sum()))
+
+        # Hosts: what they draw, and what they can draw at most.
+        share = np.where(by_wall, 1.0, boards / self._gpus)
+        coverage = float((share * self._rated_w).sum() / self._rated_w.sum())
+        known = share > 0.0
+        filled_w = gpus_w * self._gpus / np.maximum(boards, 1)
+        host_w = np.where(by_wall, state.wall_w, self._wall_w(filled_w))
+        estimated_w = np.where(by_wall, 0.0, filled_w - gpus_w)
+        if not known.all():
+            host_w = np.where(known, host_w, self._alike_w(host_w, known))
+            estimated_w = np.where(known, estimated_w, host_w)
+        most_w = gpus_w + (self._gpus - boards) * self._limit_w + self._rest_max_w
+        most_w = np.where(known, np.maximum(np.minimum(most_w, self._rated_w), host_w), self._rated_w)
+        most_w = np.where(by_wall, state.wall_w, most_w)
+        floor_w = float(np.where(by_wall, state.wall_w, gpus_w).sum())
+        covered = coverage >= rules.coverage_ratio - 1e-9  # a sum of shares is not exact
+        summed_w = float(host_w.sum()) if covered else None
+
+        # The row: its meters where they can be believed, else its hosts.
+        self._fold_meters(state, now, summed_w)
+        metered_w = self._metered_w(state, now, floor_w)
+        boards_at = np.where(trusted, state.gpu_at, now).min(axis=1, initial=now)
+        hosts_at = np.where(by_wall, state.wall_at, boards_at)
+        power_w: Reading
+        known_at: Instant | None
+        if metered_w is not None:
+            basis, power_w, upper_w = "meter", metered_w, max(metered_w, floor_w)
+            coverage, known_at = 1.0, int(state.meter_at.min())
+            cause = tuple(state.meter_ids)
+        else:
+            basis, power_w, upper_w = ("sum" if covered else "unknown"), summed_w, float(most_w.sum())
+            known_at = int(hosts_at[known].min()) if covered else None
+            cause = self._sum_cause(state, by_wall, boards)
+
+        verdicts, state.counts = state.counts, {}
+        return PowerRollup(
+            at=now,
+            source=f"streams/rollup/{row.path}",
+            subject=row.path,
+            cause=cause[:CAUSES_AT_MOST],
+            power_w=_milliwatts(power_w),
+            upper_w=round(upper_w, 3),
+            budget_w=row.budget_w,
+            coverage_ratio=round(coverage, 6),
+            known_at=known_at,
+            basis=basis,
+            metered_w=_milliwatts(metered_w),
+            summed_w=_milliwatts(summed_w),
+            estimated_w=round(float(estimated_w.sum()), 3) if covered else 0.0,
+            racks=self._racks,
+            rack_w=self._rack_w(host_w, share),
+            verdicts=verdicts,
+            hottest_c=self._hottest_c(state, now),
+            hosts_known=int((share == 1.0).sum()),
+            hosts_total=len(self._hosts),
+        )
+
+    def _wall_w(self, gpus_w: FloatArray) -> FloatArray:
+        """`Host.wall_w` for all hosts at once."""
+        idle_w, full_w = self._gpus * self._idle_w, self._gpus * self._tdp_w
+        load = np.clip((gpus_w - idle_w) / (full_w - idle_w), 0.0, 1.0)
+        modelled: FloatArray = gpus_w + self._rest_idle_w + load * (self._rest_max_w - self._rest_idle_w)
+        return modelled
+
+    def _alike_w(self, host_w: FloatArray, known: BoolArray) -> FloatArray:
+        """Each host at the share of nameplate that the known hosts of its kind draw, else that all do."""
+        if not known.any():
+            return np.full(host_w.shape, np.nan)
+        drawn = np.bincount(self._kind, np.where(known, host_w, 0.0), self._kinds)
+        rated = np.bincount(self._kind, np.where(known, self._rated_w, 0.0), self._kinds)
+        ratio = np.where(rated > 0.0, drawn / np.maximum(rated, 1.0), drawn.sum() / rated.sum())
+        alike: FloatArray = self._rated_w * ratio[self._kind]
+        return alike
+
+    def _metered_w(self, state: RollupState, now: Instant, floor_w: float) -> Reading:
+        """The sum of the row's meters, unknown unless each is trusted and their sum is possible."""
+        rules = self._rules
+        if not self._meters:
+            return None
+        fresh = state.meter_at >= now - rules.meter_stale_ms
+        stuck = fresh & state.meter_still.stuck(
+            state.meter_at, rules.power_move_ratio * self._row.rated_w, rules
+        )
+        state.count("stale", int(((state.meter_at != NEVER) & ~fresh).sum()))
+        state.count("stuck", int(stuck.sum()))
+        if not (fresh & ~stuck).all():
+            return None
+        metered_w = float(state.meter_w.sum())
+        if metered_w < rules.contradiction_ratio * floor_w or metered_w <= 0.0:
+            state.count("contradicted", len(self._meters))
+            return None
+        return metered_w
+
+    def _sum_cause(self, state: RollupState, by_wall: BoolArray, boards: IntArray) -> tuple[str, ...]:
+        """The newest message of each host that the sum rests on, each once."""
+        rests_on = zip(by_wall.tolist(), boards.tolist(), state.wall_ids, state.frame_ids, strict=True)
+        return tuple(
+            dict.fromkeys(
+                wall_id if wall else frame_id for wall, n, wall_id, frame_id in rests_on if wall or n
+            )
+        )
+
+    def _rack_w(self, host_w: FloatArray, share: FloatArray) -> tuple[Reading, ...]:
+        whole = np.bincount(self._rack_of, share == 1.0, len(self._racks)) == self._rack_sizes
+        rack_w = np.bincount(self._rack_of, np.where(share == 1.0, host_w, 0.0), len(self._racks))
+        racks = zip(rack_w.tolist(), whole.tolist(), strict=True)
+        return tuple(round(watts, 3) if known else None for watts, known in racks)
+
+    def _hottest_c(self, state: RollupState, now: Instant) -> Reading:
+        fresh = (state.core_at >= now - self._rules.gpu_stale_ms)[:, None] & ~np.isnan(state.core_c)
+        return float(state.core_c[fresh].max()) if fresh.any() else None
+
+
+_utilisation_ratio: Callable[[GpuFrame], Grid] = attrgetter("utilisation_ratio")
+_sm_mhz: Callable[[GpuFrame], Grid] = attrgetter("sm_mhz")
+
+
+def _best_power_w(frame: GpuFrame) -> Grid:
+    return frame.power_w or frame.power_average_w
+
+
+def _core_c(frame: GpuFrame) -> Grid:
+    return (frame.core_c,)
+
+
+def _placed(
+    row: tuple[Reading, ...], columns: list[int], faults: tuple[str, ...], width: int
+) -> list[Reading]:
+    """A frame's row in the state's columns; unknown where the board has a fault, and everywhere when
+    the row is of the wrong length."""
+    placed: list[Reading] = [None] * width
+    if len(row) == len(columns):
+        for i, column in enumerate(columns):
+            if column >= 0 and not (i < len(faults) and faults[i]):
+                placed[column] = row[i]
+    return placed
+
+
+def _milliwatts(watts: Reading) -> Reading:
+    return None if watts is None else round(watts, 3)
