@@ -16,7 +16,7 @@ class Outcome(Event, frozen=True, kw_only=True):
 
     @property
     def told_apart_by(self) -> tuple[str, ...]:
-        return (self.command,)
+        return (self.command, self.detail)
 
 
 class Accepted(Outcome, frozen=True, kw_only=True, tag=True):
