@@ -128,7 +128,7 @@ def _compare(reader: _Node, writer: _Node, where: str) -> list[str]:
 def _compare_form(reader: _Node, said: _Node, where: str) -> list[str]:
     takes, says = reader.schema, said.schema
     if "enum" in says and ("enum" in takes or takes.get("type") == "string"):
-        taken: list[Any] = takes.get("enum", says["enum"])
+        taken = takes["enum"] if "enum" in takes else says["enum"]
         more = [json.dumps(value) for value in says["enum"] if value not in taken]
         return [f"{where} may be {value}, where it takes {reader}" for value in more]
     kinds = takes.get("type"), says.get("type")

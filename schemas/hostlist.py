@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-_MOST_NAMES = 10_000
+MOST_NAMES = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TERM = re.compile(r"(?:[^\[\],]|\[[^\[\]]*\])+")
 _PART = re.compile(r"\[([^\[\]]*)\]|([^\[\]]+)")
@@ -38,8 +38,8 @@ def expand(pattern: str) -> tuple[str, ...]:
         size = 1
         for part in parts:
             size *= len(part)
-        if len(names) + size > _MOST_NAMES:
-            raise ValueError(f"stands for more than {_MOST_NAMES} names")
+        if len(names) + size > MOST_NAMES:
+            raise ValueError(f"stands for more than {MOST_NAMES} names")
         names += ["".join(chosen) for chosen in product(*parts)]
     for name in names:
         if not is_name(name):
@@ -70,7 +70,7 @@ def _numbers(inside: str) -> tuple[str, ...]:
             )
         if int(high) < int(low):
             raise ValueError(f"has a range {text} that runs backwards")
-        if int(high) - int(low) >= _MOST_NAMES:
-            raise ValueError(f"stands for more than {_MOST_NAMES} names")
+        if int(high) - int(low) >= MOST_NAMES:
+            raise ValueError(f"stands for more than {MOST_NAMES} names")
         numbers += [f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1)]
     return tuple(numbers)

@@ -55,7 +55,7 @@ from typing import Literal, get_args
 import msgspec
 
 from schemas.commands import Path
-from schemas.hostlist import expand, is_name
+from schemas.hostlist import MOST_NAMES, expand, is_name
 from schemas.skus import SKUS, Sku
 from schemas.topology import Host, PowerNode, Priority, Rack, Row, Site
 
@@ -263,7 +263,7 @@ def _read(root: _Table) -> Site:
     nodes = _power(root, site)
     skus = _skus(root)
     racks, rows = root.tables("racks", "the racks"), root.tables("rows", "the rows")
-    peopled = {table.raw.get("row") for table in racks}
+    peopled = [table.raw.get("row") for table in racks]
     built = _rows(rows, _racks(racks, rows, site, nodes, skus), peopled, site, nodes)
     root.close()
     return Site(name=site, rows=built, power=tuple(nodes.values()))
@@ -384,6 +384,9 @@ def _hosts(
     taken: dict[str, str] = {}
     for table in tables:
         names = table.pattern("names", "the hosts' names")
+        if len(racks) * len(names) > MOST_NAMES:
+            table.wrong("names", f"stands for more than {MOST_NAMES} hosts over these {len(racks)} racks")
+            names = ()
         sku = skus.get(table.choice("sku", skus, "the GPUs' board"))
         gpus = table.whole("gpus", "GPUs of each host")
         priority = table.choice("priority", get_args(Priority), "whose work is capped last")
@@ -466,7 +469,7 @@ def _uuids(table: _Table, hosts: list[str], gpus: int) -> dict[str, tuple[str, .
 
 
 def _rows(
-    tables: list[_Table], racks: list[Rack], peopled: set[object], site: str, nodes: dict[str, PowerNode]
+    tables: list[_Table], racks: list[Rack], peopled: list[object], site: str, nodes: dict[str, PowerNode]
 ) -> tuple[Row, ...]:
     """Every row, with its power cross-checked."""
     rows: list[Row] = []
