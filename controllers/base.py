@@ -21,5 +21,5 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     coverage_ratio: float
 
 
-class Refusal(Exception):  # noqa: N818  a refusal is an answer, not a fault
+class Refusal(Exception):
     """The view does not meet the requirements; the text is the sentence for the operator."""

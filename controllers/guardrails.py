@@ -1,0 +1,209 @@
+"""Guardrails: what no policy may do, whatever it wishes. Each adjustment says why in `overruled`.
+
+In this order, per host:
+
+* **Released** hosts are not commanded.
+* **Floor**: no ceiling below `floor_ratio` of the board's highest clock, the brake and people apart.
+* **Pins**: a person's ceiling holds where it is the stricter one. Where safety asks for less, the pin
+  is overruled and the decision says so; the pin itself stays and is not fought.
+* **Loosening** is held back (tightening never is) while
+
+  - the power is unknown, or was within the last `dwell_ms` (an outage);
+  - the ledger cannot be written, since nothing may be loosened without a record;
+  - the blast-radius breaker is open, until a person resets it;
+  - the host was loosened within the last `dwell_ms`; and one step of its ladder at a time;
+  - as many hosts as `blast_ratio` allows were loosened already: within `blast_window_ms` for steps
+    from one cap to a looser one, within `dwell_ms` for hosts that come back from a brake, an outage
+    or a start, which is their staggering. High priority goes first.
+
+A held host keeps what it was last seen to obey or was asked to; one that is at its safe share, or was
+never asked anything, is left out of the decision and stays there.
+
+The pacing keeps the row inside the blast radius by itself. The breaker behind it looks at the record,
+not at the wish: when commands show more hosts loosened within the window than allowed, whoever sent
+them, it opens, and only `ResetBlastRadius` closes it. A row whose policy is ``off`` has no guardrails
+but released hosts and pins.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from controllers.clock_table import Clocks
+from controllers.policy import CappingPolicy
+from controllers.view import Asked, HostControl, View
+from schemas.decisions import Decision, Setting
+from schemas.instants import MINUTE, SECOND, Instant, to_text
+from schemas.topology import Host
+
+
+class Pace:
+    """How many hosts may still be loosened at this look: the record's count against the allowance."""
+
+    def __init__(self, view: View, policy: CappingPolicy, now: Instant) -> None:
+        rails = policy.guardrails
+        paths = [host.path for host in view.row.hosts]
+        self.limit = max(1, int(rails.blast_ratio * len(paths)))
+        self.total = len(paths)
+        since = max(now - rails.blast_window_ms, view.blast_reset_at)
+        self.stepped = {path for path in paths if view.control(path).stepped_at > since}
+        self.returned = {path for path in paths if view.control(path).returned_at > now - rails.dwell_ms}
+
+    def takes(self, host: str, *, returning: bool) -> bool:
+        """Whether this host may be loosened now; if so it is counted."""
+        counted = self.returned if returning else self.stepped
+        if host not in counted and len(counted) >= self.limit:
+            return False
+        counted.add(host)
+        return True
+
+
+def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -> Decision:
+    """`decision` within the guardrails, with every adjustment named in `overruled`."""
+    notes = dict(decision.notes)
+    pace = Pace(view, policy, now)
+    stop = _stop(decision, view, policy, now, notes, pace)
+    hosts = {host.path: host for host in view.row.hosts}
+    boards: dict[str, Clocks] = {}
+    kept: dict[str, Setting] = {}
+    reasons: dict[str, list[str]] = {}
+    for wish in sorted(decision.desired, key=lambda setting: hosts[setting.target].priority != "high"):
+        host = hosts[wish.target]
+        said: list[str] = []
+        setting = _released(wish, view, said)
+        if setting is not None and policy.variant != "off":
+            setting = _floored(setting, host, policy, said)
+        if setting is not None and view.pins:
+            setting = _pinned(setting, host, view, said)
+        if setting is not None and policy.variant != "off":
+            clocks = boards.get(host.sku.name)
+            if clocks is None:
+                clocks = boards[host.sku.name] = policy.clocks_of(host.sku)
+            setting = _paced(setting, host, clocks, view, policy, now, stop, pace, said)
+        if setting is not None:
+            kept[wish.target] = setting
+        for reason in said:
+            reasons.setdefault(reason, []).append(wish.target)
+    adjusted = tuple(f"{_names(paths)}: {reason}" for reason, paths in reasons.items())
+    return msgspec.structs.replace(
+        decision,
+        desired=tuple(kept[wish.target] for wish in decision.desired if wish.target in kept),
+        overruled=decision.overruled + adjusted,
+        notes=notes,
+    )
+
+
+def _stop(
+    decision: Decision, view: View, policy: CappingPolicy, now: Instant, notes: dict[str, str], pace: Pace
+) -> str:
+    """Why nobody may be loosened at this look; empty when somebody may. Keeps the breaker's note."""
+    if len(pace.stepped) > pace.limit:
+        notes.setdefault("blast_open_at", str(now))
+    if "blast_open_at" in notes and view.blast_reset_at > int(notes["blast_open_at"]):
+        del notes["blast_open_at"]
+    if decision.refusal:
+        return "not loosened, the power is unknown"
+    if any(emergency.kind == "ledger_loss" for emergency in view.emergencies):
+        return "not loosened, the ledger cannot be written"
+    if "blast_open_at" in notes:
+        opened = int(notes["blast_open_at"])
+        return (
+            f"not loosened, the blast-radius breaker opened at {to_text(opened)}: more than {pace.limit} of "
+            f"{pace.total} hosts had been loosened within {policy.guardrails.blast_window_ms / MINUTE:g} min "
+            "and a person has to reset it"
+        )
+    since = now - int(notes.get("outage_at", now - policy.guardrails.dwell_ms))
+    if since < policy.guardrails.dwell_ms:
+        return (
+            f"not loosened, telemetry has been back for {since / SECOND:g} s of the "
+            f"{policy.guardrails.dwell_ms / SECOND:g} s dwell"
+        )
+    return ""
+
+
+def _released(wish: Setting, view: View, said: list[str]) -> Setting | None:
+    word = view.released.get(wish.target)
+    if word is None:
+        return wish
+    said.append(f"not commanded, released by {word.by} ({word.reason})")
+    return None
+
+
+def _floored(wish: Setting, host: Host, policy: CappingPolicy, said: list[str]) -> Setting:
+    floor = policy.guardrails.floor_ratio * host.sku.max_mhz
+    if wish.brake or wish.max_mhz >= floor:
+        return wish
+    raised = host.sku.round_down(floor)
+    said.append(f"{wish.owner} wished {wish.max_mhz} MHz, raised to the floor of {raised} MHz")
+    return msgspec.structs.replace(wish, max_mhz=raised, owner="guardrail/floor")
+
+
+def _pinned(wish: Setting, host: Host, view: View, said: list[str]) -> Setting:
+    for pin in sorted(view.pins_on(host), key=lambda pin: pin.max_mhz):
+        ceiling = host.sku.round_down(pin.max_mhz)
+        until = to_text(pin.expires_at)
+        words = f"pin of {pin.subject} at {pin.max_mhz} MHz by {pin.by} until {until} ({pin.reason})"
+        asked = "the brake" if wish.brake else f"{wish.max_mhz} MHz"
+        if wish.brake or ceiling > wish.max_mhz:
+            said.append(f"{words} is looser than allowed, {wish.owner} holds {asked}")
+        elif ceiling < wish.max_mhz:
+            said.append(f"{wish.owner} wished {asked}, {words} holds")
+            wish = msgspec.structs.replace(wish, max_mhz=ceiling, owner=f"pin/{pin.by}")
+    return wish
+
+
+def _paced(
+    wish: Setting,
+    host: Host,
+    clocks: Clocks,
+    view: View,
+    policy: CappingPolicy,
+    now: Instant,
+    stop: str,
+    pace: Pace,
+    said: list[str],
+) -> Setting | None:
+    """The wish, or what the host keeps instead; None where it stays at its safe share."""
+    control = view.control(host.path)
+    ceiling, asked, rails = control.ceiling(now), control.lock.asked, policy.guardrails
+    returning = control.braked or ceiling is None
+    if wish.brake or (not returning and ceiling is not None and wish.max_mhz <= ceiling):
+        return wish
+    if stop:
+        said.append(stop)
+        return _kept(wish, control, now, asked=None)
+    if asked is not None and asked.at <= control.brake_at:
+        asked = None
+    if asked is not None and asked.max_mhz == wish.max_mhz:
+        return wish  # it was counted when it was asked
+    if not returning and now - max(control.stepped_at, control.returned_at) < rails.dwell_ms:
+        said.append(f"loosened less than {rails.dwell_ms / SECOND:g} s ago, the next step waits")
+        return _kept(wish, control, now, asked=asked)
+    if not pace.takes(host.path, returning=returning):
+        window = f"{rails.dwell_ms / SECOND:g} s" if returning else f"{rails.blast_window_ms / MINUTE:g} min"
+        said.append(f"waits its turn, {pace.limit} of {pace.total} hosts may be loosened within {window}")
+        return _kept(wish, control, now, asked=asked)
+    if ceiling is not None:
+        rung = next((mhz for mhz in clocks.rungs(host.priority) if mhz > ceiling), clocks.max)
+        if rung < wish.max_mhz:
+            said.append(f"to {rung} MHz before {wish.max_mhz} MHz, one step at a time")
+            return msgspec.structs.replace(wish, max_mhz=rung, owner="guardrail/ramp")
+    return wish
+
+
+def _kept(wish: Setting, control: HostControl, now: Instant, *, asked: Asked | None) -> Setting | None:
+    """What a host held back keeps: the lock it was asked for (never looser than the wish), its brake,
+    or the lock it obeys; None where none of them stands."""
+    brake = control.brake.in_force or control.brake.asked
+    if asked is not None:
+        return msgspec.structs.replace(wish, max_mhz=min(asked.max_mhz, wish.max_mhz), owner="guardrail/hold")
+    if brake is not None:
+        return msgspec.structs.replace(
+            wish, max_mhz=brake.max_mhz, path=brake.path, on_expiry="hold", brake=True, owner="guardrail/hold"
+        )
+    ceiling = control.ceiling(now)
+    return None if ceiling is None else msgspec.structs.replace(wish, max_mhz=ceiling, owner="guardrail/hold")
+
+
+def _names(paths: list[str]) -> str:
+    return ", ".join(paths) if len(paths) <= 3 else f"{paths[0]} and {len(paths) - 1} more hosts"

@@ -1,0 +1,345 @@
+"""The capping policy: thresholds, open points, paths, leases and guardrails, as one value.
+
+Defaults are POLCA's where it published them (thresholds 0.80 and 0.89, the 40 s and 5 s paths) and
+say so; what the study leaves open is a switch, and `switches_in_words` reports which value is in
+force. `read_policy` reads a TOML file and names every problem in it, in the operator's words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from controllers.clock_table import PUBLISHED, Clocks, ClockTable, Uncalibrated, from_fractions, settle
+from schemas.commands import Path
+from schemas.instants import MINUTE, SECOND, Span
+from schemas.skus import Sku
+from schemas.topology import Row
+
+Variant: TypeAlias = Literal[
+    "polca", "polca_forecast", "one_threshold_low", "one_threshold_all", "no_cap", "off"
+]  # fmt: skip
+"""``polca`` the state table as published; ``polca_forecast`` the same, stepping up on the forecast peak
+too; ``one_threshold_low`` and ``one_threshold_all`` the study's baselines; ``no_cap`` the brake alone;
+``off`` grants headroom to everyone, without brake and without guardrails: for comparison runs only."""
+
+# A field's type carries what it takes in the operator's words.
+_Share: TypeAlias = Annotated[
+    float, Meta(gt=0, le=1.5, description="a share of the row's budget, above 0 and at most 1.5")
+]
+_Part: TypeAlias = Annotated[float, Meta(gt=0, le=1, description="a share above 0 and at most 1")]
+_Chance: TypeAlias = Annotated[float, Meta(ge=0, lt=1, description="a probability, 0 or more and below 1")]
+_Quantile: TypeAlias = Annotated[float, Meta(gt=0, lt=1, description="a quantile between 0 and 1")]
+_Span: TypeAlias = Annotated[
+    int, Meta(gt=0, le=86_400_000, description="whole milliseconds above 0, a day at most")
+]
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=1000, description="a whole number from 0 to 1000")]
+_Periods: TypeAlias = Annotated[
+    int, Meta(ge=1, le=1000, description="a whole number of control periods, 1 to 1000")
+]
+_Clock: TypeAlias = Annotated[int, Meta(gt=0, le=10_000, description="a clock in whole MHz, 1 to 10000")]
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True):
+    """A threshold with hysteresis, shares of the row's budget: step up above `enter`, back below `leave`."""
+
+    enter: _Share
+    leave: _Share
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a command takes to bite, at most, per path: 40 s out of band and 5 s by the brake are
+    published, 1 s in band is our choice."""
+
+    in_band: _Span = 1 * SECOND
+    out_of_band: _Span = 40 * SECOND
+    brake: _Span = 5 * SECOND
+
+    def of(self, path: Path) -> Span:
+        """The latency of a path."""
+        return {"in_band": self.in_band, "out_of_band": self.out_of_band, "brake": self.brake}[path]
+
+
+class Switches(msgspec.Struct, frozen=True, kw_only=True):
+    """What the study leaves open, one field per open point; the default is our reading.
+
+    `stale_hold_periods` and `stale_safe_periods` are the two bounds on the age of the row's power:
+    past the first the caps hold and nothing loosens, past the second the row goes to its strictest
+    caps with an alarm. `oob_latency` and `oob_loss` describe the out-of-band path to whoever models
+    it; the controller needs only its bound, its retries and the read-back.
+    """
+
+    hp_escalation: Literal["after_lp_effective", "immediate"] = "after_lp_effective"
+    uncap_rule: Literal["staged", "both_below_T2"] = "staged"
+    brake_release: Literal["calm", "manual"] = "calm"
+    brake_calm_ms: _Span = 40 * SECOND
+    spike_model: Literal["multiplicative", "additive"] = "multiplicative"
+    inflight: Literal["one_outstanding_latest_wins", "reissue"] = "one_outstanding_latest_wins"
+    oob_latency: Literal["constant_40", "uniform_to_40"] = "constant_40"
+    oob_loss: _Chance = 0.0
+    lock_range: Literal["[min,f]", "[f,f]"] = "[min,f]"
+    stale_hold_periods: _Periods = 5
+    stale_safe_periods: _Periods = 10
+    baseline_threshold: Literal["0.89", "0.80"] = "0.89"
+
+
+class Guardrails(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits on whatever a policy wishes. All are our choices, after the safety targets.
+
+    `floor_ratio`: no policy sets a ceiling below this share of a board's highest clock; the brake
+    and a person may. `dwell_ms`: between two loosening steps of a host, after an outage, and between
+    two waves of hosts coming back from a brake, an outage or a start. `blast_ratio` of the row's
+    hosts may be loosened within `blast_window_ms`, and come back in one wave.
+    """
+
+    floor_ratio: _Part = 0.5
+    dwell_ms: _Span = 60 * SECOND
+    blast_ratio: _Part = 0.5
+    blast_window_ms: _Span = 5 * MINUTE
+
+
+class ForecastUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Which forecast `polca_forecast` reads: this quantile of the peak, over the path's latency
+    (the shortest horizon on offer that covers it)."""
+
+    quantile: _Quantile = 0.95
+
+
+class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """One row's capping policy. `name` is where it was read; the rest is documented on its parts.
+
+    A command is lost when nothing is heard of it `latency + verify_margin_ms` after it was asked. A
+    host is asked again `retries` times, then counts as failed and is asked once per `retry_slow_ms`.
+    """
+
+    name: str = "built-in"
+    variant: Variant = "polca"
+    path: Literal["in_band", "out_of_band"] = "out_of_band"
+    period_ms: _Span = 2 * SECOND
+    lease_ms: _Span = 90 * SECOND
+    renew_ms: _Span = 45 * SECOND
+    verify_margin_ms: _Span = 5 * SECOND
+    retries: _Count = 2
+    retry_slow_ms: _Span = 5 * MINUTE
+    coverage_ratio: _Part = 0.8
+    brake: _Share = 1.0
+    allow_fraction_defaults: bool = False
+    t1: Band = Band(enter=0.80, leave=0.75)
+    t2: Band = Band(enter=0.89, leave=0.84)
+    latency_ms: Latency = Latency()
+    switches: Switches = Switches()
+    guardrails: Guardrails = Guardrails()
+    forecast: ForecastUse = ForecastUse()
+    clocks: dict[str, ClockTable] = {}
+
+    @property
+    def baseline(self) -> Band:
+        """The single threshold of the baselines, with the width of POLCA's own band at T2."""
+        enter = float(self.switches.baseline_threshold)
+        return Band(enter=enter, leave=round(enter - (self.t2.enter - self.t2.leave), 6))
+
+    @property
+    def hold_ms(self) -> Span:
+        """The oldest reading that may be decided on."""
+        return self.switches.stale_hold_periods * self.period_ms
+
+    @property
+    def safe_ms(self) -> Span:
+        """The age of the last good reading past which the row goes to its strictest caps."""
+        return self.switches.stale_safe_periods * self.period_ms
+
+    def answer_ms(self, path: Path, *, renewal: bool = False) -> Span:
+        """How long to wait for word of a command. A renewal needs no device, only its host's agent."""
+        return self.verify_margin_ms + (0 if renewal else self.latency_ms.of(path))
+
+    def clocks_of(self, sku: Sku) -> Clocks:
+        """The clocks of a board: the policy's own table, else the published one, else fractions of
+        its highest clock where those are allowed. Raises Uncalibrated."""
+        table = self.clocks.get(sku.name) or PUBLISHED.get(sku.name)
+        if table is None:
+            if not self.allow_fraction_defaults:
+                raise Uncalibrated(
+                    f"{self.name}: no clock table for {sku.name}: sweep it and state [clocks.{sku.name}],"
+                    " or set allow_fraction_defaults = true to start from fractions of its highest clock"
+                )
+            table = from_fractions(sku)
+        return settle(table, sku)
+
+    def unfit_for(self, row: Row) -> tuple[str, ...]:
+        """Why this policy cannot run this row, in words; empty when it can. Asked before a start."""
+        problems = []
+        for sku in {host.sku.name: host.sku for host in row.hosts}.values():
+            try:
+                clocks = self.clocks_of(sku)
+            except Uncalibrated as error:
+                problems.append(str(error))
+                continue
+            floor = self.guardrails.floor_ratio * sku.max_mhz
+            if clocks.low_t2 < floor:
+                most = clocks.low_t2 / sku.max_mhz
+                problems.append(
+                    f"{self.name}: guardrails.floor_ratio = {self.guardrails.floor_ratio:g}: must be at most "
+                    f"{most:.3f}, or it forbids the cap of {clocks.low_t2} MHz on {sku.name}"
+                )
+        return tuple(problems)
+
+    def switches_in_words(self) -> tuple[str, ...]:
+        """Which value of each open point is in force, for the check command and the record."""
+        s = self.switches
+        calm = f" (p < {self.t2.leave:g} for {s.brake_calm_ms / SECOND:g} s)"
+        hold = f"hold after {s.stale_hold_periods} periods ({self.hold_ms / SECOND:g} s)"
+        safe = f"strictest caps after {s.stale_safe_periods} ({self.safe_ms / SECOND:g} s)"
+        return (
+            f"hp_escalation = {s.hp_escalation}",
+            f"uncap_rule = {s.uncap_rule}",
+            f"brake_release = {s.brake_release}{calm if s.brake_release == 'calm' else ''}",
+            f"spike_model = {s.spike_model}",
+            f"inflight = {s.inflight}",
+            f"oob_latency = {s.oob_latency}",
+            f"oob_loss = {s.oob_loss:g}",
+            f"lock_range = {s.lock_range}",
+            f"stale = {hold}, {safe}",
+            f"baseline_threshold = {s.baseline_threshold}",
+        )
+
+
+DEFAULT_POLICY = CappingPolicy()
+"""POLCA with every open point at its default."""
+
+
+class PolicyFileError(ValueError):
+    """The policy file cannot be used: one line per problem, with file, key, value and what is allowed."""
+
+
+def read_policy(text: str, name: str) -> CappingPolicy:
+    """The policy that TOML `text` states; `name` is the file's name as the operator knows it.
+
+    What is not stated keeps its default. Raises PolicyFileError with all problems, one a line.
+    """
+    try:
+        stated = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyFileError(f"{name}: is not TOML: {error}") from None
+    problems: list[str] = []
+    policy: CappingPolicy = _read(CappingPolicy(name=name), stated, name, "", problems)
+    # What one key's neighbours forbid is worth saying only once each key is sound by itself.
+    problems = problems or [f"{name}: {text}" for text in _disagreements(policy)]
+    if problems:
+        raise PolicyFileError("\n".join(problems))
+    return policy
+
+
+def _read(default: Any, stated: dict[str, Any], name: str, prefix: str, problems: list[str]) -> Any:
+    """`default` with what a TOML table states, key by key, so that one bad key hides no other."""
+    fields = {field.name: field for field in msgspec.structs.fields(default) if field.name != "name"}
+    good: dict[str, Any] = {}
+    for key, value in stated.items():
+        where = f"{name}: {prefix}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(fields))}"
+            problems.append(f"{where}: unknown key; {hint}")
+        elif key == "clocks" and not prefix:
+            good[key] = _read_clocks(value, name, problems)
+        elif isinstance(part := getattr(default, key), msgspec.Struct):
+            if isinstance(value, dict):
+                good[key] = _read(part, value, name, f"{prefix}{key}.", problems)
+            else:
+                problems.append(f"{where} = {_show(value)}: must be a table, written [{prefix}{key}]")
+        elif (wrong := _wrong(value, fields[key].type)) is not None:
+            problems.append(f"{where} = {_show(value)}: must be {wrong}")
+        else:
+            good[key] = msgspec.convert(value, fields[key].type)
+    return msgspec.structs.replace(default, **good)
+
+
+def _read_clocks(value: Any, name: str, problems: list[str]) -> dict[str, ClockTable]:
+    """The board tables under [clocks.NAME]; each states all of its steps."""
+    if not isinstance(value, dict):
+        problems.append(f"{name}: clocks = {_show(value)}: must be tables, written [clocks.NAME-OF-BOARD]")
+        return {}
+    tables = {}
+    steps = [field.name for field in msgspec.structs.fields(ClockTable)]
+    for board, stated in value.items():
+        where = f"{name}: clocks.{board}"
+        if not isinstance(stated, dict):
+            problems.append(f"{where} = {_show(stated)}: must be a table with {', '.join(steps)}")
+            continue
+        before = len(problems)
+        for key in stated:
+            if key not in steps:
+                near = difflib.get_close_matches(key, steps, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(steps)}"
+                problems.append(f"{where}.{key}: unknown key; {hint}")
+        for step in steps:
+            if step not in stated:
+                problems.append(f"{where}.{step}: is missing; a board states {', '.join(steps)} (MHz)")
+            elif (wrong := _wrong(stated[step], _Clock)) is not None:
+                problems.append(f"{where}.{step} = {_show(stated[step])}: must be {wrong}")
+        if len(problems) == before:
+            table = ClockTable(**stated)
+            if not (table.brake < table.low_t2 < table.low_t1 and table.low_t2 < table.high_t2):
+                problems.append(f"{where}: must be in the order brake < low_t2 < low_t1 and low_t2 < high_t2")
+            tables[board] = table
+    return tables
+
+
+def _wrong(value: Any, kind: Any) -> str | None:
+    """What `value` must be instead, in words; None when it is right."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return _allowed(kind)
+    return _allowed(kind) if isinstance(value, float) and not math.isfinite(value) else None
+
+
+def _allowed(kind: Any) -> str:
+    """What a field takes, in words."""
+    if kind is bool:
+        return "true or false"
+    described = msgspec.inspect.type_info(kind)
+    if isinstance(described, msgspec.inspect.LiteralType):
+        return "one of " + ", ".join(f'"{value}"' for value in described.values)
+    return str(kind.__metadata__[0].description)
+
+
+def _show(value: Any) -> str:
+    """A value as the operator wrote it, near enough."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _disagreements(policy: CappingPolicy) -> list[str]:
+    """Where sound values contradict each other, in words."""
+    found = []
+    for key, band in (("t1", policy.t1), ("t2", policy.t2)):
+        if band.leave >= band.enter:
+            found.append(f"{key}.leave = {band.leave:g}: must be below {key}.enter = {band.enter:g}")
+    if policy.t2.leave < policy.t1.enter:
+        found.append(f"t2.leave = {policy.t2.leave:g}: must be at or above t1.enter = {policy.t1.enter:g}")
+    if policy.brake <= policy.t2.enter:
+        found.append(f"brake = {policy.brake:g}: must be above t2.enter = {policy.t2.enter:g}")
+    if policy.renew_ms >= policy.lease_ms:
+        found.append(f"renew_ms = {policy.renew_ms}: must be below lease_ms = {policy.lease_ms}")
+    if policy.lease_ms <= policy.answer_ms(policy.path):
+        found.append(
+            f"lease_ms = {policy.lease_ms}: must be above latency_ms.{policy.path} + verify_margin_ms = "
+            f"{policy.answer_ms(policy.path)}, or a lease ends before its command has landed"
+        )
+    if policy.renew_ms <= policy.safe_ms:
+        found.append(
+            f"renew_ms = {policy.renew_ms}: must be above switches.stale_safe_periods x period_ms = "
+            f"{policy.safe_ms}, so that a short outage of the telemetry costs no lease"
+        )
+    if policy.switches.stale_safe_periods <= policy.switches.stale_hold_periods:
+        found.append(
+            f"switches.stale_safe_periods = {policy.switches.stale_safe_periods}: "
+            f"must be above stale_hold_periods = {policy.switches.stale_hold_periods}"
+        )
+    return found

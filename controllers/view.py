@@ -1,0 +1,322 @@
+"""The view: everything a controller may look at, folded from events.
+
+`fold` keeps the state of one row; `view` is one look at it. Events may repeat, come late or speak of
+commands nobody remembers: the newest word per subject stands, an outcome counts only for the command
+that a host was last asked or now obeys, and the rest is harmless.
+
+What a host's clock *is* follows from what was verified, never from what was sent:
+
+=====================================  =======================================================
+word                                   what the view takes the host to be at
+=====================================  =======================================================
+Verified, Renewed                      the ceiling of that command, until its lease ends
+the lease ended, or Lapsed, Released   unknown: its safe share, or whatever a dead agent left
+=====================================  =======================================================
+
+Unknown is read the worse way by whoever asks: it does not count as landed when a step waits for an
+earlier one, and giving it headroom counts as loosening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from schemas.commands import Brake, FailDirection, LockClocks, Path
+from schemas.decisions import Decision
+from schemas.emergencies import Emergency
+from schemas.envelope import Event
+from schemas.forecasts import PeakForecast
+from schemas.instants import HOUR, Instant, Span
+from schemas.operators import Pin, ReleaseAll, ResetBlastRadius, Resume, Unpin
+from schemas.outcomes import (
+    Accepted,
+    Failed,
+    Lapsed,
+    Outcome,
+    Refused,
+    Released,
+    Renewed,
+    Superseded,
+    Verified,
+)
+from schemas.samples import PowerRollup
+from schemas.topology import Host, Row
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A command as the controller remembers it. `attempt` counts how often in a row the same ceiling
+    was asked without being seen in force; `renews` says that it was in force already; `failed` is the
+    word that it will not come, in the actuator's sentence."""
+
+    id: str
+    at: Instant
+    max_mhz: int
+    path: Path
+    expires_at: Instant
+    on_expiry: FailDirection
+    attempt: int = 1
+    renews: bool = False
+    failed: str = ""
+
+    def lives(self, now: Instant) -> bool:
+        """Whether its setting still holds, once it was verified."""
+        return self.on_expiry == "hold" or now < self.expires_at
+
+
+class Control(msgspec.Struct, kw_only=True):
+    """One control of a host, its clock lock or its brake: what was last verified in force, and what
+    was asked since and is not seen in force (under way, lost or failed)."""
+
+    in_force: Asked | None = None
+    asked: Asked | None = None
+    newest_at: Instant = 0
+
+
+class HostControl(msgspec.Struct, kw_only=True):
+    """The two controls of a host, and when it was last loosened: `stepped_at` from one cap to a looser
+    one, `returned_at` from a brake or from its safe share."""
+
+    lock: Control = msgspec.field(default_factory=Control)
+    brake: Control = msgspec.field(default_factory=Control)
+    stepped_at: Instant = 0
+    returned_at: Instant = 0
+    lapsed: bool = False
+    """The host itself said that it is at its safe share."""
+
+    @property
+    def braked(self) -> bool:
+        """Whether a brake was asked or is in force, and no newer lock was verified since."""
+        return self.brake.in_force is not None or self.brake.asked is not None
+
+    @property
+    def brake_at(self) -> Instant:
+        """When the brake was last asked; a lock asked later is its release. Zero: not braked."""
+        words = (self.brake.in_force, self.brake.asked)
+        return max((word.at for word in words if word is not None), default=0)
+
+    def ceiling(self, now: Instant) -> int | None:
+        """The clock (MHz) that the host was seen to obey and still does; None when that is not known."""
+        held = self.brake.in_force or self.lock.in_force
+        return held.max_mhz if held is not None and held.lives(now) else None
+
+    def loosest(self, now: Instant) -> int | None:
+        """As `ceiling`, with a looser lock that was asked and may have landed unseen; None: not known."""
+        ceiling, asked = self.ceiling(now), self.lock.asked
+        if ceiling is None or asked is None or self.braked:
+            return ceiling
+        return max(ceiling, asked.max_mhz)
+
+
+CLEARED_KEPT_MS: Span = HOUR
+"""How long the end of an emergency is remembered."""
+
+NEVER = HostControl()
+"""A host that was never asked anything."""
+
+
+class ViewState(msgspec.Struct, kw_only=True):
+    """What `fold` keeps for one row, updated in place."""
+
+    hosts: dict[str, HostControl] = {}
+    rollup: PowerRollup | None = None
+    forecast: PeakForecast | None = None
+    last: Decision | None = None
+    emergencies: dict[str, Emergency] = {}
+    """The newest word of each episode; a cleared one stays for a while, in case an older word comes late."""
+    pins: dict[str, Pin] = {}
+    unpinned_at: dict[str, Instant] = {}
+    released: dict[str, ReleaseAll | Resume] = {}
+    blast_reset_at: Instant = 0
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at a row, good until the next fold. `pins` are those in force now, `emergencies` the
+    open ones, `released` the hosts that a person has taken out of control, `resumed_at` when a person
+    last gave the row back, `blast_reset_at` when a person last reset the blast-radius breaker."""
+
+    row: Row
+    now: Instant
+    hosts: dict[str, HostControl]
+    rollup: PowerRollup | None = None
+    forecast: PeakForecast | None = None
+    last: Decision | None = None
+    emergencies: tuple[Emergency, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    released: dict[str, ReleaseAll] = {}
+    resumed_at: Instant = 0
+    blast_reset_at: Instant = 0
+
+    def control(self, host: str) -> HostControl:
+        """What is known of a host's controls."""
+        return self.hosts.get(host, NEVER)
+
+    def pins_on(self, host: Host) -> tuple[Pin, ...]:
+        """The pins that cover a host: its own, its rack's and its row's."""
+        return tuple(pin for pin in self.pins if covers(pin.subject, host.path))
+
+
+def covers(subject: str, path: str) -> bool:
+    """Whether a location path is `subject` or lies under it."""
+    return path == subject or path.startswith(subject + "/")
+
+
+def view(state: ViewState, row: Row, now: Instant) -> View:
+    """One look at `row` at `now`."""
+    words = (word for word in state.released.values() if covers(word.subject, row.path))
+    return View(
+        row=row,
+        now=now,
+        hosts=state.hosts,
+        rollup=state.rollup,
+        forecast=state.forecast,
+        last=state.last,
+        emergencies=tuple(e for e in state.emergencies.values() if e.phase != "cleared"),
+        pins=tuple(pin for pin in state.pins.values() if now < pin.expires_at),
+        released=_released(state, row) if state.released else {},
+        resumed_at=max((word.at for word in words if isinstance(word, Resume)), default=0),
+        blast_reset_at=state.blast_reset_at,
+    )
+
+
+def _released(state: ViewState, row: Row) -> dict[str, ReleaseAll]:
+    """The hosts under a release: the newest word that covers a host stands."""
+    out = {}
+    for host in row.hosts:
+        words = [word for subject, word in state.released.items() if covers(subject, host.path)]
+        newest = max(words, key=lambda word: word.at, default=None)
+        if isinstance(newest, ReleaseAll):
+            out[host.path] = newest
+    return out
+
+
+def fold(state: ViewState, events: Iterable[Event]) -> ViewState:
+    """The state after `events`, in the order given; events of other types pass by."""
+    for event in events:
+        if isinstance(event, Outcome):
+            _outcome(state, event)
+        elif isinstance(event, LockClocks | Brake):
+            _command(state, event)
+        elif isinstance(event, PowerRollup):
+            if state.rollup is None or event.at >= state.rollup.at:
+                state.rollup = event
+        elif isinstance(event, PeakForecast):
+            if state.forecast is None or event.at >= state.forecast.at:
+                state.forecast = event
+        elif isinstance(event, Decision):
+            if state.last is None or event.at >= state.last.at:
+                state.last = event
+        elif isinstance(event, Emergency):
+            _emergency(state, event)
+        else:
+            _operator(state, event)
+    return state
+
+
+def _emergency(state: ViewState, event: Emergency) -> None:
+    known = state.emergencies.get(event.episode)
+    if known is None or event.at >= known.at:
+        state.emergencies[event.episode] = event
+    if event.phase == "cleared":
+        state.emergencies = {
+            episode: word
+            for episode, word in state.emergencies.items()
+            if word.phase != "cleared" or word.at > event.at - CLEARED_KEPT_MS
+        }
+
+
+def _operator(state: ViewState, event: Event) -> None:
+    if isinstance(event, Pin):
+        known = state.pins.get(event.subject)
+        if (known is None or event.at >= known.at) and event.at >= state.unpinned_at.get(event.subject, 0):
+            state.pins[event.subject] = event
+    elif isinstance(event, Unpin):
+        pin = state.pins.get(event.subject)
+        if pin is not None and pin.at <= event.at:
+            del state.pins[event.subject]
+        state.unpinned_at[event.subject] = max(event.at, state.unpinned_at.get(event.subject, 0))
+    elif isinstance(event, ReleaseAll | Resume):
+        word = state.released.get(event.subject)
+        if word is None or event.at >= word.at:
+            state.released[event.subject] = event
+            if isinstance(event, ReleaseAll):
+                for path, host in state.hosts.items():
+                    if covers(event.subject, path):
+                        _given_back(host)
+    elif isinstance(event, ResetBlastRadius):
+        state.blast_reset_at = max(state.blast_reset_at, event.at)
+
+
+def _given_back(host: HostControl) -> None:
+    for control in (host.lock, host.brake):
+        control.in_force = control.asked = None
+    host.lapsed = True
+
+
+def _command(state: ViewState, command: LockClocks | Brake) -> None:
+    host = state.hosts.get(command.subject)
+    if host is None:
+        host = state.hosts[command.subject] = HostControl()
+    control = host.brake if isinstance(command, Brake) else host.lock
+    if command.at < control.newest_at or _is(control.asked, command.id) or _is(control.in_force, command.id):
+        return  # repeated or late
+    control.newest_at = command.at
+    ceiling, before, held = host.ceiling(command.at), control.asked, control.in_force
+    again = before is not None and before.max_mhz == command.max_mhz
+    lives = held is not None and held.lives(command.at)
+    control.asked = Asked(
+        id=command.id,
+        at=command.at,
+        max_mhz=command.max_mhz,
+        path=command.path,
+        expires_at=command.lease.expires_at,
+        on_expiry=command.lease.on_expiry,
+        attempt=before.attempt + 1 if before is not None and again else 1,
+        renews=held is not None and lives and held.max_mhz == command.max_mhz and (before is None or again),
+    )
+    if isinstance(command, LockClocks):
+        if host.braked or ceiling is None:
+            host.returned_at = command.at
+        elif command.max_mhz > ceiling:
+            host.stepped_at = command.at
+
+
+def _outcome(state: ViewState, outcome: Outcome) -> None:
+    host = state.hosts.get(outcome.subject)
+    if host is None or isinstance(outcome, Accepted):
+        return
+    for control in (host.lock, host.brake):
+        asked = control.asked
+        if asked is not None and asked.id == outcome.command:
+            if isinstance(outcome, Verified | Renewed):
+                control.in_force, control.asked = asked, None
+                host.lapsed = False
+                if control is host.lock:
+                    _let_go(host.brake, asked)
+            elif isinstance(outcome, Failed | Refused):
+                word = outcome.detail or type(outcome).__name__.lower()
+                control.asked = msgspec.structs.replace(asked, failed=word)
+            elif isinstance(outcome, Superseded):
+                control.asked = None
+        if isinstance(outcome, Lapsed | Released):
+            for held in (control.asked, control.in_force):
+                if held is not None and held.id == outcome.command and not _holds_on(held, outcome):
+                    control.asked = control.in_force = None
+                    host.lapsed = host.lapsed or control is host.lock
+
+
+def _holds_on(held: Asked, outcome: Lapsed | Released) -> bool:
+    return isinstance(outcome, Lapsed) and held.on_expiry == "hold"
+
+
+def _let_go(brake: Control, lock: Asked) -> None:
+    """A lock that was asked after the brake, and verified, is the brake's release."""
+    if brake.in_force is not None and brake.in_force.at < lock.at:
+        brake.in_force = None
+    if brake.asked is not None and brake.asked.at < lock.at:
+        brake.asked = None
+
+
+def _is(asked: Asked | None, command: str) -> bool:
+    return asked is not None and asked.id == command
