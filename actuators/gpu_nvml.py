@@ -19,13 +19,11 @@ from schemas.units import Reading
 # nvmlReturn_t, from nvml.h.
 _NOT_FOUND = 6
 _NO_PERMISSION = 4
+_STRANGER = -2  # not NVML's: another board stands where the site file states one
 # INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND: a retry cannot help.
-_LASTING = frozenset({2, 3, 4, 12, 13, -2})
+_LASTING = frozenset({2, 3, 4, 12, 13, _STRANGER})
 # UNINITIALIZED, DRIVER_NOT_LOADED, GPU_IS_LOST, RESET_REQUIRED, LIB_RM_VERSION_MISMATCH: handles are void.
 _VOID = frozenset({1, 9, 15, 16, 18})
-
-_STRANGER = -2
-"""Not NVML's: another board stands where the site file states one."""
 
 _CLOCK_SM = 1  # nvmlClockType_t
 _READ_W = 0.5

@@ -1,0 +1,650 @@
+"""A command's life on its host, and what the host falls back to when nobody renews it.
+
+    asked ──► refused                              not attempted, and the text says why
+      │
+      ▼
+    applying ──► failed                            not read back by the deadline; its lease still counts
+      │  ▲
+      │  └───────── lost ───────┐                  a driver reload forgot it: written again
+      ▼                         │
+    verified ──► renewed ──► verified              a later command asked for the same: its lease counts
+      │
+      ├──► superseded                              a newer command took its place
+      ▼
+    releasing ──► lapsed                           the lease ended: the fail direction was read back
+              └─► released                         on request, or a brake given up for a newer lock
+
+A host has one setting at a time: that of one command or, without a live lease, its safe share. The agent
+needs neither a network nor a controller to take it there: `step` does, on the agent's own timer. What the
+device must be given back is saved before the device is first written, and only ever read from a device
+that has nothing of ours on it: a killed agent never takes its own cap for what it found.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import msgspec
+
+from actuators.admission import engaged, loosens, refusal, same_setting
+from actuators.base import Actuator, ActuatorError, Found, NotAttempted, Readback
+from actuators.state_file import Intent, Kept, StateFile, Unreadable
+from schemas.commands import Brake, Command, GpuCommand, Lease, LimitPower, LockClocks, Path
+from schemas.instants import SECOND, Instant, Span, to_text
+from schemas.outcomes import (
+    Accepted,
+    Failed,
+    Lapsed,
+    Outcome,
+    Refused,
+    Released,
+    Renewed,
+    Superseded,
+    Verified,
+)
+from schemas.shares import SafeShare
+from schemas.topology import Host
+from schemas.units import Reading
+
+DEADLINES: Mapping[Path, Span] = {"in_band": 3 * SECOND, "out_of_band": 50 * SECOND, "brake": 8 * SECOND}
+"""From write to read-back, by path (our choice): what POLCA gives the path (40 s out of band, 5 s for the
+brake) and a quarter or more of it as slack."""
+
+CHECK_MS: Span = 10 * SECOND
+"""How often a setting in force is read again: a driver reload forgets it without a word (our choice)."""
+
+RETRY_MS: Span = 250
+RETRY_MAX_MS: Span = 2 * SECOND
+"""A write that failed is tried again after the first, doubling up to the second (our choice)."""
+
+RECENT = 64
+"""Command ids remembered. An older repeat is known by its lease, issued before that of the one obeyed."""
+
+KEEPERS: tuple[Path, ...] = ("in_band", "out_of_band", "brake")
+"""Which path writes the safe share and gives back what was found: the first of these that is offered."""
+
+_NEVER: Instant = 1 << 62
+_WANTED: Mapping[Intent, str] = {
+    "obey": "the command",
+    "safe_share": "the safe share",
+    "restore": "what was found",
+    "release": "what was found",
+}
+
+
+@dataclass(slots=True)
+class _Effort:
+    """One setting being brought about, from the first write to the read-back. Times are elapsed ones."""
+
+    note: str  # why, for the outcome's text
+    deadline: Span
+    write_at: Span
+    backoff: Span = RETRY_MS
+    written: bool = False
+    accepted: bool = False  # said to be written
+    told: bool = False  # said to be failing
+    trouble: str = ""  # why it is not in force
+    power_w: Reading = None  # of the host's GPUs before the first write
+
+
+class HostAgent:
+    """Keeps one host at the setting of the command whose lease is alive, else at its safe share.
+
+    `actuators` has one entry per path that the host offers; see `KEEPERS`. `state_file` None keeps
+    nothing over a restart (a simulated host). `deadlines` are from write to read-back, by path.
+
+    `now` is the wall clock. `monotonic_ms` is a clock that nobody sets; without one, time is taken to
+    pass when `now` moves on, and to stand still when it jumps back. A lease ends by whichever clock
+    says so first, counted from its receipt, so that setting the clock back keeps neither a cap nor a
+    permission alive. Give `monotonic_ms` always or never.
+
+    Calls must not overlap; `actuators.leases` sees to that. Device calls are made inline;
+    `actuators.deadline` bounds them on real hosts. An outcome whose `command` is empty speaks of the
+    host alone: a start without a lease, or an alarm.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        actuators: Mapping[Path, Actuator],
+        share: SafeShare,
+        state_file: pathlib.Path | None = None,
+        *,
+        source: str,
+        deadlines: Mapping[Path, Span] = DEADLINES,
+    ) -> None:
+        if not actuators:
+            raise ValueError(f"{host.path} offers no path: an agent needs one to keep its host safe")
+        self.host = host
+        self.source = source
+        self._actuators = actuators
+        self._share = share
+        self._file = StateFile(state_file) if state_file else None
+        self._deadlines = deadlines
+        self._keeper: Path = next(path for path in KEEPERS if path in actuators)
+        self._share_lock, self._share_limit = _as_commands(share, source)
+        self._kept: Kept | None = None
+        self._blind = False  # the first look at the device failed, and this was said
+        self._unsaved = ""  # why the state file is behind
+        self._effort: _Effort | None = None
+        self._following: tuple[Path, ...] = ()  # paths that still hold what an earlier command left there
+        self._elapsed: Span = 0
+        self._tick: Instant | None = None
+        self._ends: Span = _NEVER  # the live lease, by elapsed time
+        self._expires: Instant = _NEVER  # and by the wall clock
+        self._lands: Span = 0  # when the last write must have reached the device
+        self._due: Span = 0  # when there is something to do if no command comes
+
+    # ---- what the runtime calls ----
+
+    @property
+    def kept(self) -> Kept | None:
+        """What the agent wants of its host and knows of it, to be read; None before it could look."""
+        return self._kept
+
+    def start(self, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
+        """Take the host up: go on with a command whose lease is alive, else take the host to where its
+        lease left it, else to its safe share."""
+        self._pass_time(now, monotonic_ms)
+        out: list[Outcome] = []
+        kept: Kept | None = None
+        if self._file is not None:
+            try:
+                kept = self._file.load(self.host.path)
+            except Unreadable as alarm:
+                detail = f"{alarm}; the devices' default limits stand for what was found"
+                self._say(out, Failed, now, None, detail)
+                kept = Kept(host=self.host.path, found=Found(), holding=tuple(self._actuators))
+        if kept is None:
+            self._take_up(now, out)
+        else:
+            self._kept = kept
+            self._resume(kept, now, out)
+        return self._done(out)
+
+    def step(
+        self, commands: Sequence[Command], now: Instant, monotonic_ms: int | None = None
+    ) -> list[Outcome]:
+        """Take new commands, see what became of those written, end a lease that ran out. Never waits."""
+        self._pass_time(now, monotonic_ms)
+        if not commands and self._elapsed < self._due and now < self._expires:
+            return []
+        out: list[Outcome] = []
+        if self._kept is None:
+            self._take_up(now, out)
+        for command in sorted(commands, key=_brakes_first):
+            self._take(command, now, out)
+        if self._kept is not None:
+            self._pursue(self._kept, now, out)
+        return self._done(out)
+
+    def release_all(self, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
+        """Give back what was found, whatever is in force, and leave it there until a newer command."""
+        self._pass_time(now, monotonic_ms)
+        out: list[Outcome] = []
+        if self._kept is not None:
+            self._turn_to("release", self._kept, now, out, "released on request")
+        return self._done(out)
+
+    def stand_down(self, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
+        """End the lease now, as its fail direction says: for an agent about to stop, after which nobody
+        would end it."""
+        self._pass_time(now, monotonic_ms)
+        out: list[Outcome] = []
+        if self._kept is not None and self._ends != _NEVER:
+            self._lapse(self._kept, now, out, "the agent stands down")
+        return self._done(out)
+
+    def close(self) -> None:
+        """Let go of the devices; changes no setting (see `stand_down`)."""
+        for actuator in self._actuators.values():
+            actuator.close()
+
+    # ---- taking a host up ----
+
+    def _take_up(self, now: Instant, out: list[Outcome]) -> None:
+        """A host that nothing is known of: see what is there, then take it to its safe share."""
+        try:
+            found = self._actuators[self._keeper].inspect()
+        except ActuatorError as error:
+            if not self._blind:
+                self._say(out, Failed, now, None, f"the settings in force cannot be read: {error}")
+            self._blind = True
+            return
+        self._blind = False
+        self._kept = Kept(host=self.host.path, found=found)
+        self._turn_to("safe_share", self._kept, now, out, "no lease at start")
+
+    def _resume(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
+        """Go on where the state file says that the last agent was."""
+        kept.holding = tuple(path for path in kept.holding if path in self._actuators)
+        if any(held and held.path not in self._actuators for held in (kept.command, kept.brake)):
+            kept.brake = None
+            self._turn_to("safe_share", kept, now, out, "the path of the last command is no longer offered")
+        elif kept.intent == "obey" and kept.command is not None:
+            lease = kept.command.lease
+            # A clock behind the one that wrote the file was set back: it cannot show a lease alive.
+            alive = kept.saved_at <= now < lease.expires_at
+            if alive or lease.on_expiry == "hold":
+                kept.settled = False
+                self._grant(lease if alive else None, now)
+                how = "taken up again" if alive else "held, its lease over, and taken up again"
+                self._begin(kept, now, out, f"{how} after a restart")
+            else:
+                self._lapse(kept, now, out, f"the lease ended at {to_text(lease.expires_at)}")
+        elif kept.intent == "restore" and kept.settled:
+            self._look_afresh(kept)
+        elif kept.intent == "restore":
+            self._turn_to("restore", kept, now, out, "the lease ended before a restart")
+        else:  # a host given back on request is to be kept again: somebody has started an agent for it
+            if kept.intent == "release" and kept.settled:
+                self._look_afresh(kept)
+            self._turn_to("safe_share", kept, now, out, "no lease at start")
+
+    def _look_afresh(self, kept: Kept) -> None:
+        """What is on a device that has nothing of ours on it is what was found there."""
+        try:
+            kept.found = self._actuators[self._keeper].inspect()
+        except ActuatorError:
+            return  # what was found before still stands
+
+    # ---- taking a command ----
+
+    def _take(self, command: Command, now: Instant, out: list[Outcome]) -> None:
+        kept = self._kept
+        if kept is None:
+            self._say(out, Refused, now, command, "what would have to be given back cannot be read")
+            return
+        if command.id in kept.recent:
+            return
+        kept.recent = (*kept.recent[1 - RECENT :], command.id)
+        why_not = refusal(command, kept, self._actuators, now)
+        if why_not:
+            self._say(out, Refused, now, command, why_not)
+            return
+        assert isinstance(command, GpuCommand)
+        kept.epoch = max(kept.epoch, command.lease.epoch)
+        old = kept.command if kept.intent == "obey" else None
+        if old is not None and same_setting(old, command) and (kept.settled or self._effort):
+            self._renew(kept, old, command, now, out)
+        else:
+            self._obey(kept, command, now, out)
+
+    def _renew(
+        self, kept: Kept, old: GpuCommand, command: GpuCommand, now: Instant, out: list[Outcome]
+    ) -> None:
+        """What is asked for is in force or on its way: the lease changes, and no device is written."""
+        kept.command = command
+        self._grant(command.lease, now)
+        self._save(kept, now)
+        if kept.settled:
+            self._say(out, Renewed, now, command, f"in force as {old.id} asked")
+        elif self._effort is not None:
+            self._say(out, Superseded, now, old, f"by {command.id}, which asks for the same")
+            self._effort.accepted = False
+            self._effort.note = f"already asked for by {old.id}"
+
+    def _obey(self, kept: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:
+        before = msgspec.structs.replace(kept)
+        if kept.settled and kept.intent in ("restore", "release"):
+            self._look_afresh(kept)
+        kept.brake = None if isinstance(command, Brake) else engaged(kept)
+        kept.command, kept.intent, kept.settled = command, "obey", False
+        kept.holding = _with(kept.holding, command.path)
+        if not self._save(kept, now) and loosens(command, before, self._share):
+            _revert(kept, before)
+            self._say(out, Refused, now, command, "it would loosen, and a killed agent could not undo it")
+            return
+        effort = self._new_effort(command.path, f"written by {command.path}")
+        try:
+            effort.power_w = self._actuators[command.path].verify(command).power_w
+        except ActuatorError:
+            effort.power_w = None  # its effect will be unknown
+        try:
+            self._write(kept, effort)
+        except NotAttempted as error:
+            _revert(kept, before)
+            self._save(kept, now)
+            self._say(out, Refused, now, command, str(error))
+            return
+        self._say_replaced(before, command, now, out)
+        self._grant(command.lease, now)
+        self._effort, self._following = effort, ()
+
+    def _say_replaced(self, before: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:
+        """What became of the commands before `command`. A brake under a newer lock is released later."""
+        for old in (before.command if before.intent == "obey" else None, before.brake):
+            if old is not None and (isinstance(command, Brake) or not isinstance(old, Brake)):
+                self._say(out, Superseded, now, old, f"by {command.id}")
+        if before.intent != "obey" and before.command is not None and not before.settled:
+            detail = f"{command.id} came before {_WANTED[before.intent]} was read back"
+            self._say(out, Lapsed, now, before.command, detail)
+
+    # ---- leases ----
+
+    def _grant(self, lease: Lease | None, now: Instant) -> None:
+        """Count the lease from its receipt, never longer than it was made for. None: for good."""
+        if lease is None:
+            self._ends = self._expires = _NEVER
+        else:
+            left = min(lease.expires_at - now, lease.expires_at - lease.issued_at)
+            self._ends, self._expires = self._elapsed + left, lease.expires_at
+
+    def _lapse(self, kept: Kept, now: Instant, out: list[Outcome], why: str) -> None:
+        """The lease is over: do as it says."""
+        command = kept.command
+        assert command is not None
+        direction = command.lease.on_expiry
+        if kept.brake is not None and not kept.settled:
+            # The newer lock was never seen in force, and so has not released the brake.
+            self._say(out, Lapsed, now, command, f"{why}; brake {kept.brake.id} is held")
+            kept.command, kept.brake = kept.brake, None
+            self._grant(None, now)
+            self._save(kept, now)
+            self._begin(kept, now, out, "engaged again")
+        elif direction == "hold":
+            self._grant(None, now)
+            self._say(out, Lapsed, now, command, f"{why}; held until a newer command")
+        else:
+            self._turn_to(direction, kept, now, out, why)
+
+    def _turn_to(
+        self,
+        intent: Literal["safe_share", "restore", "release"],
+        kept: Kept,
+        now: Instant,
+        out: list[Outcome],
+        why: str,
+    ) -> None:
+        """Leave the command for the safe share, or for what was found."""
+        kept.intent, kept.settled = intent, False
+        kept.holding = _with(kept.holding, self._keeper)
+        self._following = ()
+        self._grant(None, now)
+        self._save(kept, now)
+        self._begin(kept, now, out, why)
+
+    # ---- bringing a setting about ----
+
+    def _new_effort(self, path: Path, note: str) -> _Effort:
+        return _Effort(note, deadline=self._elapsed + self._deadlines[path], write_at=self._elapsed)
+
+    def _path(self, kept: Kept) -> Path:
+        """By which path what is wanted is written."""
+        return kept.command.path if kept.intent == "obey" and kept.command else self._keeper
+
+    def _begin(self, kept: Kept, now: Instant, out: list[Outcome], note: str) -> None:
+        self._effort = self._new_effort(self._path(kept), note)
+        self._pursue(kept, now, out)
+
+    def _pursue(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
+        """Do what is due: end the lease, write, read back, give up or go on, look after."""
+        if self._ends <= self._elapsed or self._expires <= now:
+            assert kept.command is not None
+            self._lapse(kept, now, out, f"the lease ended at {to_text(kept.command.lease.expires_at)}")
+            return
+        effort = self._effort
+        if effort is None:
+            self._look_after(kept, now, out)
+            return
+        refused = False
+        if self._elapsed >= effort.write_at:
+            try:
+                self._write(kept, effort)
+            except NotAttempted as error:
+                refused = True
+                self._postpone(effort, str(error))
+        if effort.written and self._seen(kept, effort, now, out):
+            return
+        self._give_up(kept, effort, refused, now, out)
+
+    def _write(self, kept: Kept, effort: _Effort) -> None:
+        """Write what is wanted. Raises NotAttempted; any other failure is noted, and tried again."""
+        try:
+            if kept.intent == "obey":
+                assert kept.command is not None
+                self._actuators[kept.command.path].apply(kept.command, kept.found)
+            elif kept.intent == "safe_share":
+                self._actuators[self._keeper].fall_back(self._share, kept.found)
+            else:
+                self._release(kept)
+        except NotAttempted:
+            raise
+        except ActuatorError as error:
+            self._postpone(effort, str(error))
+            if error.lasting and kept.intent == "obey":
+                effort.deadline = self._elapsed
+        else:
+            effort.written, effort.trouble = True, ""
+            # Not written again before it must have been seen: a slow path has it in hand.
+            self._lands = self._elapsed + self._deadlines[self._path(kept)]
+            effort.write_at = _NEVER if kept.intent == "obey" else self._lands
+
+    def _postpone(self, effort: _Effort, trouble: str) -> None:
+        effort.written, effort.trouble = False, trouble
+        effort.write_at = self._elapsed + effort.backoff
+        effort.backoff = min(2 * effort.backoff, RETRY_MAX_MS)
+
+    def _release(self, kept: Kept) -> None:
+        """Give back by every path that something of ours stands on, whatever becomes of the others."""
+        troubles: list[ActuatorError] = []
+        for path in _with(kept.holding, self._keeper):
+            try:
+                self._actuators[path].release(kept.found)
+            except ActuatorError as error:
+                troubles.append(error)
+        if len(troubles) == 1:
+            raise troubles[0]
+        if troubles:
+            raise ActuatorError("; ".join(map(str, troubles)))
+
+    def _seen(self, kept: Kept, effort: _Effort, now: Instant, out: list[Outcome]) -> bool:
+        """Whether what was written is read back."""
+        if kept.intent == "obey" and not effort.accepted:
+            effort.accepted = True
+            self._say(out, Accepted, now, kept.command, effort.note)
+        try:
+            seen = self._read_back(kept)
+        except ActuatorError as error:
+            effort.trouble = str(error)
+            return False
+        effort.trouble = seen.detail or "not yet seen in force"
+        if seen.in_force:
+            self._settle(kept, effort, seen, now, out)
+        return bool(seen.in_force)
+
+    def _give_up(self, kept: Kept, effort: _Effort, refused: bool, now: Instant, out: list[Outcome]) -> None:
+        """Past its deadline a command has failed. The safe share, or what was found, is tried for ever,
+        and the first failure is told."""
+        late = self._elapsed >= effort.deadline
+        kind = Refused if refused else Failed
+        if kept.intent == "obey":
+            if late or refused:
+                self._effort = None
+                self._say(out, kind, now, kept.command, effort.trouble)
+            return
+        if late:
+            effort.deadline = self._elapsed + self._deadlines[self._keeper]
+        if not effort.told and (late or not effort.written):
+            effort.told = True
+            detail = f"{_WANTED[kept.intent]} is not in force and is tried on: {effort.trouble}"
+            self._say(out, kind, now, kept.command, detail)
+
+    def _read_back(self, kept: Kept) -> Readback:
+        """Whether what is wanted is in force. Raises ActuatorError."""
+        if kept.intent == "obey":
+            assert kept.command is not None
+            return self._actuators[kept.command.path].verify(kept.command)
+        keeper = self._actuators[self._keeper]
+        if kept.intent == "safe_share":
+            lock, limit = keeper.verify(self._share_lock), keeper.verify(self._share_limit)
+            both = lock.in_force if limit.in_force else limit.in_force
+            return msgspec.structs.replace(
+                lock, in_force=both, detail="; ".join(filter(None, (lock.detail, limit.detail)))
+            )
+        seen = keeper.inspect()
+        limits = dict(zip(seen.uuids, seen.limit_w, strict=True))
+        wrong = [
+            f"{uuid} has a power limit of {limits.get(uuid)} W, and was found with {limit_w:g} W"
+            for uuid, limit_w in zip(kept.found.uuids, kept.found.limit_w, strict=True)
+            if limit_w is not None and limits.get(uuid) != limit_w
+        ]
+        return Readback(in_force=not wrong, observed=None, detail="; ".join(wrong))
+
+    def _settle(self, kept: Kept, effort: _Effort, seen: Readback, now: Instant, out: list[Outcome]) -> None:
+        """It was read back: what was asked for is so."""
+        kept.settled = True
+        self._effort = None
+        if kept.intent == "obey":
+            assert kept.command is not None
+            effect_w = None
+            if seen.power_w is not None and effort.power_w is not None:
+                effect_w = seen.power_w - effort.power_w
+            observed = {"observed": seen.observed, "effect_w": effect_w}
+            self._say(out, Verified, now, kept.command, seen.detail, observed)
+            if not isinstance(kept.command, Brake):  # a brake is held by its own path alone
+                self._following = tuple(path for path in kept.holding if path != kept.command.path)
+                self._follow(kept, now, out)
+        elif kept.intent == "safe_share":
+            share = f"safe share read back, {self._share.max_mhz} MHz and {self._share.limit_w:g} W a GPU"
+            self._say(out, Lapsed, now, kept.command, f"{effort.note}; {share}")
+        else:
+            kept.holding = ()
+            kind = Lapsed if kept.intent == "restore" else Released
+            self._say(out, kind, now, kept.command, f"{effort.note}; {_as_found(kept.found)}")
+            self._release_brake(kept, "with everything else", now, out)
+        self._save(kept, now)
+
+    def _follow(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
+        """Once a command was read back, the other paths give up what an earlier one left there: each
+        takes the same setting, so that none is tighter, and none lets go to less than it."""
+        command = kept.command
+        assert command is not None
+        for path in self._following:
+            try:
+                self._actuators[path].apply(command, kept.found)
+            except ActuatorError:
+                continue  # tighter than asked for, which is safe; tried again
+            self._following = tuple(other for other in self._following if other != path)
+        if self._following:
+            return
+        if isinstance(command, LockClocks) and command.max_mhz >= self.host.sku.max_mhz:
+            kept.holding = ()
+        self._release_brake(kept, f"{command.id} was read back", now, out)
+
+    def _release_brake(self, kept: Kept, why: str, now: Instant, out: list[Outcome]) -> None:
+        if kept.brake is not None:
+            self._say(out, Released, now, kept.brake, f"brake given up: {why}")
+            kept.brake = None
+
+    def _look_after(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
+        """What is in force may be lost, what is late may come after all, what was not saved may be."""
+        if self._following:
+            self._follow(kept, now, out)
+            if not self._following:
+                self._save(kept, now)
+        if self._elapsed < self._due:
+            return
+        if self._unsaved:
+            self._save(kept, now)
+        if kept.intent in ("restore", "release"):
+            return
+        try:
+            seen = self._read_back(kept)
+        except ActuatorError:
+            return  # unknown is not lost
+        if seen.in_force and not kept.settled:
+            self._settle(kept, self._new_effort(self._keeper, "late"), seen, now, out)
+        elif seen.in_force is False and kept.settled:
+            kept.settled = False
+            self._begin(kept, now, out, f"lost, and written again: {seen.detail}")
+
+    # ---- time, disk and words ----
+
+    def _pass_time(self, now: Instant, monotonic_ms: int | None) -> None:
+        tick = now if monotonic_ms is None else monotonic_ms
+        if self._tick is not None and tick > self._tick:
+            self._elapsed += tick - self._tick
+        self._tick = tick
+
+    def _done(self, out: list[Outcome]) -> list[Outcome]:
+        """Say when there is next something to do."""
+        if self._effort is not None:
+            self._due = self._elapsed
+        elif self._kept is None or self._following:
+            self._due = self._elapsed + RETRY_MAX_MS
+        elif self._elapsed >= self._due or out:
+            # An idle GPU obeys before a slow path lands: what it does before that is no loss.
+            self._due = max(self._elapsed + CHECK_MS, self._lands)
+        self._due = min(self._due, self._ends)
+        return out
+
+    def _save(self, kept: Kept, now: Instant) -> bool:
+        """Write ahead. False, with the reason noted, where the disk will not have it."""
+        kept.saved_at = now
+        if self._file is None:
+            return True
+        try:
+            self._file.save(kept)
+        except OSError as error:
+            self._unsaved = f"state file {self._file.path} cannot be written ({error.strerror})"
+            return False
+        self._unsaved = ""
+        return True
+
+    def _say(
+        self,
+        out: list[Outcome],
+        kind: type[Outcome],
+        now: Instant,
+        command: Command | None,
+        detail: str,
+        observed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        if self._unsaved:
+            detail = f"{detail}; {self._unsaved}: kept in memory only"
+        epoch = self._kept.epoch if self._kept else 0
+        out.append(
+            kind(
+                at=now,
+                source=self.source,
+                subject=self.host.path,
+                cause=(command.id,) if command else (),
+                command=command.id if command else "",
+                epoch=command.lease.epoch if command else epoch,
+                detail=detail,
+                **observed,
+            )
+        )
+
+
+def _brakes_first(command: Command) -> bool:
+    return not isinstance(command, Brake)
+
+
+def _with(paths: tuple[Path, ...], path: Path) -> tuple[Path, ...]:
+    return paths if path in paths else (*paths, path)
+
+
+def _revert(kept: Kept, before: Kept) -> None:
+    """Take back what was intended and never written; ids and the epoch stay known."""
+    for name in ("found", "intent", "settled", "command", "brake", "holding"):
+        setattr(kept, name, getattr(before, name))
+
+
+def _as_commands(share: SafeShare, source: str) -> tuple[LockClocks, LimitPower]:
+    """The safe share in the words that an actuator verifies."""
+    lease = Lease(epoch=0, issued_at=0, expires_at=0, on_expiry="hold")
+    lock = LockClocks(at=0, source=source, subject=share.host, lease=lease, max_mhz=share.max_mhz)
+    limit = LimitPower(at=0, source=source, subject=share.host, lease=lease, limit_w=share.limit_w)
+    return lock, limit
+
+
+def _as_found(found: Found) -> str:
+    limits = sorted({"its default" if limit is None else f"{limit:g} W" for limit in found.limit_w})
+    lock = f"a clock lock of {found.lock_mhz} MHz" if found.lock_mhz else "no clock lock"
+    return f"given back as found, power limit {', '.join(limits) or 'its default'} and {lock}"
