@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 
+from support.boards import LATENCIES, Boards, make_host
+
 from actuators.base import Actuator, ActuatorError, Found, Readback
 from actuators.gpu_nvml import NvmlActuator
 from actuators.lifecycle import HostAgent
@@ -13,7 +15,6 @@ from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Outcome
 from schemas.shares import SafeShare
 from schemas.topology import Host
-from support.boards import LATENCIES, Boards, make_host
 
 T0: Instant = 1_772_366_400_000
 TTL: Span = 90 * SECOND
@@ -128,7 +129,7 @@ class Failing:
         self._actuator.close()
 
 
-class Kept:
+class Hosted:
     """A host in memory with its agent, moved through time together. `said` is every outcome so far."""
 
     def __init__(
