@@ -1,7 +1,6 @@
 """Hosts to collect from."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -9,14 +8,10 @@ from schemas.skus import SKUS
 from schemas.topology import Host
 
 
-class MakeHost(Protocol):
-    """A host of the site file, with its GPUs' UUIDs stated or not."""
-
-    def __call__(self, gpus: int = 2, *, uuids: Sequence[str] = ()) -> Host: ...
-
-
 @pytest.fixture
-def make_host() -> MakeHost:
+def make_host() -> Callable[..., Host]:
+    """Makes a host of the site file, with its GPUs' UUIDs stated or not."""
+
     def make(gpus: int = 2, *, uuids: Sequence[str] = ()) -> Host:
         return Host(
             path="ams1/row-b/r07/h03",

@@ -14,6 +14,7 @@ from collectors.gpu_nvml import RETRY_MS, NvmlCollector
 from schemas.samples import GpuFrame
 from schemas.topology import Host
 
+MakeHost = Callable[..., Host]
 Open = Callable[..., NvmlCollector]
 NOT_LOADED = 9
 
@@ -38,7 +39,7 @@ def frame_of(collector: NvmlCollector, now: int = 0) -> GpuFrame:
     return frame
 
 
-def test_a_frame_says_what_each_board_said(make_host, watch, nvml_state) -> None:
+def test_a_frame_says_what_each_board_said(make_host: MakeHost, watch: Open, nvml_state: ShimState) -> None:
     nvml_state.gpu(0).demand_mw = 512_250
     nvml_state.gpu(0).average_mw = 480_500
     nvml_state.gpu(0).energy_mj = 7_000_001
@@ -62,7 +63,7 @@ def test_a_frame_says_what_each_board_said(make_host, watch, nvml_state) -> None
     assert frame.faults == ("", "")
 
 
-def test_each_poll_reads_the_boards_anew(make_host, watch, nvml_state) -> None:
+def test_each_poll_reads_the_boards_anew(make_host: MakeHost, watch: Open, nvml_state: ShimState) -> None:
     nvml_state.gpu(0).script_power([111_000, 222_000, 333_000])  # the first goes to the probe
     collector = watch(make_host(), nvml_state)
     readings = [frame_of(collector, now).power_w[0][0] for now in (0, 1_000)]
@@ -70,7 +71,7 @@ def test_each_poll_reads_the_boards_anew(make_host, watch, nvml_state) -> None:
     assert nvml_state.init_calls == 1
 
 
-def test_a_frame_survives_the_wire_unchanged(make_host, watch, nvml_state) -> None:
+def test_a_frame_survives_the_wire_unchanged(make_host: MakeHost, watch: Open, nvml_state: ShimState) -> None:
     from schemas.codec import decode, encode
 
     nvml_state.lose(1)
@@ -82,7 +83,9 @@ def test_a_frame_survives_the_wire_unchanged(make_host, watch, nvml_state) -> No
 # ---- devices that fail ----
 
 
-def test_a_lost_gpu_is_unknown_and_its_neighbours_go_on(make_host, watch, make_nvml_state) -> None:
+def test_a_lost_gpu_is_unknown_and_its_neighbours_go_on(
+    make_host: MakeHost, watch: Open, make_nvml_state: MakeNvmlState
+) -> None:
     state = make_nvml_state(gpus=3)
     collector = watch(make_host(3), state)
     frame_of(collector)
@@ -94,7 +97,9 @@ def test_a_lost_gpu_is_unknown_and_its_neighbours_go_on(make_host, watch, make_n
     assert frame.gpus == tuple(gpu.uuid for gpu in state.gpus)
 
 
-def test_a_gpu_that_comes_back_is_picked_up_again(make_host, watch, nvml_state) -> None:
+def test_a_gpu_that_comes_back_is_picked_up_again(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.lose(0)
@@ -107,7 +112,9 @@ def test_a_gpu_that_comes_back_is_picked_up_again(make_host, watch, nvml_state) 
     assert nvml_state.init_calls == 2, "a driver forgets a lost device only when its library is opened anew"
 
 
-def test_a_gpu_that_returns_with_less_is_asked_what_it_offers_again(make_host, watch, nvml_state) -> None:
+def test_a_gpu_that_returns_with_less_is_asked_what_it_offers_again(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.lose(0)
@@ -118,7 +125,9 @@ def test_a_gpu_that_returns_with_less_is_asked_what_it_offers_again(make_host, w
     assert collector.lacking() == {"memory_c": 1}
 
 
-def test_a_gpu_lost_from_the_start_has_a_place_and_no_name(make_host, watch, nvml_state) -> None:
+def test_a_gpu_lost_from_the_start_has_a_place_and_no_name(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.lose(0)
     collector = watch(make_host(), nvml_state)
     frame = frame_of(collector)
@@ -131,7 +140,9 @@ def test_a_gpu_lost_from_the_start_has_a_place_and_no_name(make_host, watch, nvm
     assert frame.power_w == ((690.0, 690.0),)
 
 
-def test_all_gpus_lost_is_a_frame_of_unknowns(make_host, watch, nvml_state) -> None:
+def test_all_gpus_lost_is_a_frame_of_unknowns(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.lose(0)
     nvml_state.lose(1)
     frame = frame_of(watch(make_host(), nvml_state))
@@ -139,13 +150,17 @@ def test_all_gpus_lost_is_a_frame_of_unknowns(make_host, watch, nvml_state) -> N
     assert all(frame.faults)
 
 
-def test_a_gpu_the_driver_does_not_list_is_missed(make_host, watch, nvml_state) -> None:
+def test_a_gpu_the_driver_does_not_list_is_missed(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     frame = frame_of(watch(make_host(4), nvml_state))
     assert frame.power_w == ((690.0, 690.0, None, None),)
     assert frame.faults[3] == "ams1/row-b/r07/h03/gpu3 is missing: the driver lists 2 of 4 GPUs"
 
 
-def test_a_call_that_fails_once_is_unknown_once(make_host, watch, nvml_state) -> None:
+def test_a_call_that_fails_once_is_unknown_once(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.fail("nvmlDeviceGetClockInfo", nvml_shim.TIMEOUT, 1, gpu=1)
@@ -155,7 +170,7 @@ def test_a_call_that_fails_once_is_unknown_once(make_host, watch, nvml_state) ->
     assert frame_of(collector, 2_000).power_w == ((690.0, 690.0),), "and at once known again"
 
 
-def test_a_field_that_fails_is_alone_unknown(make_host, watch, nvml_state) -> None:
+def test_a_field_that_fails_is_alone_unknown(make_host: MakeHost, watch: Open, nvml_state: ShimState) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.fail_field(186, nvml_shim.UNKNOWN, 1, gpu=0)
@@ -165,7 +180,9 @@ def test_a_field_that_fails_is_alone_unknown(make_host, watch, nvml_state) -> No
     assert frame.faults == (f"{nvml_state.gpu(0).uuid} gave no power_w: Unknown Error", "")
 
 
-def test_a_field_that_says_lost_loses_the_gpu(make_host, watch, nvml_state) -> None:
+def test_a_field_that_says_lost_loses_the_gpu(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.fail_field(186, nvml_shim.GPU_IS_LOST, 1, gpu=0)
@@ -188,7 +205,7 @@ def test_a_field_that_says_lost_loses_the_gpu(make_host, watch, nvml_state) -> N
     ],
 )
 def test_whatever_fails_on_one_gpu_is_never_a_zero_and_never_an_exception(
-    make_host, watch, nvml_state, call, code
+    make_host: MakeHost, watch: Open, nvml_state: ShimState, call: str, code: int
 ) -> None:
     nvml_state.fail(call, code, gpu=0)
     collector = watch(make_host(), nvml_state)
@@ -203,7 +220,9 @@ def test_whatever_fails_on_one_gpu_is_never_a_zero_and_never_an_exception(
 # ---- drivers and boards that offer less ----
 
 
-def test_a_driver_without_fields_gives_the_average_by_the_older_call(make_host, watch, nvml_state) -> None:
+def test_a_driver_without_fields_gives_the_average_by_the_older_call(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.gpu(0).average_mw = 480_500
     collector = watch(make_host(), nvml_state, omit=("nvmlDeviceGetFieldValues",))
     frame = frame_of(collector)
@@ -218,7 +237,9 @@ def test_a_driver_without_fields_gives_the_average_by_the_older_call(make_host, 
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-80GB", "NVIDIA A800-SXM4-80GB", "NVIDIA A30"])
-def test_on_ga100_the_older_call_is_instantaneous(make_host, watch, nvml_state, name) -> None:
+def test_on_ga100_the_older_call_is_instantaneous(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState, name: str
+) -> None:
     for gpu in nvml_state.gpus:
         gpu.name = name
     frame = frame_of(watch(make_host(), nvml_state, omit=("nvmlDeviceGetFieldValues",)))
@@ -227,7 +248,9 @@ def test_on_ga100_the_older_call_is_instantaneous(make_host, watch, nvml_state, 
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A10", "NVIDIA A40", "NVIDIA RTX A3000", "NVIDIA H100 80GB HBM3"])
-def test_on_other_boards_the_older_call_is_an_average(make_host, watch, nvml_state, name) -> None:
+def test_on_other_boards_the_older_call_is_an_average(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState, name: str
+) -> None:
     for gpu in nvml_state.gpus:
         gpu.name = name
     frame = frame_of(watch(make_host(), nvml_state, omit=("nvmlDeviceGetFieldValues",)))
@@ -235,7 +258,9 @@ def test_on_other_boards_the_older_call_is_an_average(make_host, watch, nvml_sta
     assert frame.power_average_w == ((690.0, 690.0),)
 
 
-def test_an_a100_has_no_averaged_field_and_leaves_that_column_empty(make_host, watch, nvml_state) -> None:
+def test_an_a100_has_no_averaged_field_and_leaves_that_column_empty(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.fail_field(185, nvml_shim.NOT_SUPPORTED)
     frame = frame_of(watch(make_host(), nvml_state))
     assert frame.power_w == ((690.0, 690.0),)
@@ -243,7 +268,9 @@ def test_an_a100_has_no_averaged_field_and_leaves_that_column_empty(make_host, w
     assert frame.faults == ("", "")
 
 
-def test_mixed_boards_keep_each_reading_in_its_own_column(make_host, watch, nvml_state) -> None:
+def test_mixed_boards_keep_each_reading_in_its_own_column(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.fail_field(186, nvml_shim.NOT_SUPPORTED, gpu=0)
     nvml_state.fail_field(185, nvml_shim.NOT_SUPPORTED, gpu=1)
     frame = frame_of(watch(make_host(), nvml_state))
@@ -259,7 +286,9 @@ def test_mixed_boards_keep_each_reading_in_its_own_column(make_host, watch, nvml
         ("nvmlDeviceGetCurrentClocksEventReasons", "event_reasons"),
     ],
 )
-def test_a_missing_symbol_leaves_its_column_empty(make_host, watch, nvml_state, call, column) -> None:
+def test_a_missing_symbol_leaves_its_column_empty(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState, call: str, column: str
+) -> None:
     collector = watch(make_host(), nvml_state, omit=(call,))
     frame = frame_of(collector)
     assert getattr(frame, column) == ()
@@ -269,14 +298,16 @@ def test_a_missing_symbol_leaves_its_column_empty(make_host, watch, nvml_state, 
 
 
 def test_a_driver_without_the_newer_temperature_call_gives_it_by_the_older(
-    make_host, watch, nvml_state
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
 ) -> None:
     collector = watch(make_host(), nvml_state, omit=("nvmlDeviceGetTemperatureV",))
     assert frame_of(collector).core_c == (41.0, 41.0)
     assert collector.lacking() == {}
 
 
-def test_what_a_board_does_not_offer_is_not_asked_again(make_host, watch, nvml_state) -> None:
+def test_what_a_board_does_not_offer_is_not_asked_again(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.fail("nvmlDeviceGetUtilizationRates", nvml_shim.NOT_SUPPORTED)
     collector = watch(make_host(), nvml_state)
     for now in range(5):
@@ -285,7 +316,7 @@ def test_what_a_board_does_not_offer_is_not_asked_again(make_host, watch, nvml_s
 
 
 def test_a_reading_that_needs_a_permission_is_unknown_and_the_rest_goes_on(
-    make_host, watch, nvml_state
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
 ) -> None:
     nvml_state.fail("nvmlDeviceGetCurrentClocksEventReasons", nvml_shim.NO_PERMISSION)
     nvml_state.deny()  # a collector writes nothing, so denied setters mean nothing to it
@@ -296,7 +327,9 @@ def test_a_reading_that_needs_a_permission_is_unknown_and_the_rest_goes_on(
     assert nvml_state.writes() == []
 
 
-def test_a_gpu_without_any_power_reading_says_so(make_host, watch, nvml_state) -> None:
+def test_a_gpu_without_any_power_reading_says_so(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     for field in (185, 186):
         nvml_state.fail_field(field, nvml_shim.NOT_SUPPORTED)
     nvml_state.fail("nvmlDeviceGetPowerUsage", nvml_shim.NO_PERMISSION)
@@ -306,7 +339,9 @@ def test_a_gpu_without_any_power_reading_says_so(make_host, watch, nvml_state) -
     assert "offers no power reading" in frame.faults[0]
 
 
-def test_what_a_board_stops_offering_is_found_out(make_host, watch, nvml_state) -> None:
+def test_what_a_board_stops_offering_is_found_out(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
     nvml_state.fail("nvmlDeviceGetUtilizationRates", nvml_shim.NOT_SUPPORTED, gpu=0)
@@ -319,7 +354,9 @@ def test_what_a_board_stops_offering_is_found_out(make_host, watch, nvml_state) 
 # ---- which GPU stands where ----
 
 
-def test_gpus_stand_in_the_order_the_site_file_states(make_host, watch, nvml_state) -> None:
+def test_gpus_stand_in_the_order_the_site_file_states(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.gpu(0).temp_c, nvml_state.gpu(1).temp_c = 30, 31
     uuids = [gpu.uuid for gpu in reversed(nvml_state.gpus)]
     frame = frame_of(watch(make_host(uuids=uuids), nvml_state))
@@ -329,7 +366,7 @@ def test_gpus_stand_in_the_order_the_site_file_states(make_host, watch, nvml_sta
 
 
 def test_a_uuid_that_moved_is_read_under_its_own_name_and_both_are_named(
-    make_host, watch, nvml_state
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
 ) -> None:
     here, other = (gpu.uuid for gpu in nvml_state.gpus)
     frame = frame_of(watch(make_host(uuids=[here, "GPU-stated"]), nvml_state))
@@ -338,7 +375,9 @@ def test_a_uuid_that_moved_is_read_under_its_own_name_and_both_are_named(
     assert frame.faults == ("", f"found {other} where the site file states GPU-stated")
 
 
-def test_a_gpu_the_site_file_does_not_know_is_read_and_named(make_host, watch, nvml_state) -> None:
+def test_a_gpu_the_site_file_does_not_know_is_read_and_named(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     here, other = (gpu.uuid for gpu in nvml_state.gpus)
     frame = frame_of(watch(make_host(1, uuids=[here]), nvml_state))
     assert frame.gpus == (here, other)
@@ -347,7 +386,9 @@ def test_a_gpu_the_site_file_does_not_know_is_read_and_named(make_host, watch, n
     assert frame.faults[1].startswith(f"found {other}, which the site file does not state")
 
 
-def test_a_stated_gpu_that_is_absent_keeps_its_place(make_host, watch, nvml_state) -> None:
+def test_a_stated_gpu_that_is_absent_keeps_its_place(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     here, other = (gpu.uuid for gpu in nvml_state.gpus)
     frame = frame_of(watch(make_host(3, uuids=[here, "GPU-stated", other]), nvml_state))
     assert frame.gpus == (here, "GPU-stated", other)
@@ -356,7 +397,7 @@ def test_a_stated_gpu_that_is_absent_keeps_its_place(make_host, watch, nvml_stat
 
 
 def test_gpus_keep_their_places_when_the_driver_counts_them_differently(
-    make_host, watch, nvml_state
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
 ) -> None:
     collector = watch(make_host(), nvml_state)
     first = frame_of(collector)
@@ -372,13 +413,15 @@ def test_gpus_keep_their_places_when_the_driver_counts_them_differently(
 # ---- no driver ----
 
 
-def test_without_the_package_the_extra_is_named(make_host, monkeypatch) -> None:
+def test_without_the_package_the_extra_is_named(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(CollectorError, match=r"nvidia-ml-py.*windrow\[gpu\]"):
         NvmlCollector(make_host())
 
 
-def test_without_a_driver_each_poll_looks_for_it_again(make_host, watch, nvml_state) -> None:
+def test_without_a_driver_each_poll_looks_for_it_again(
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
+) -> None:
     nvml_state.fail("nvmlInit", NOT_LOADED, 2)
     collector = watch(make_host(), nvml_state)
     for now in (0, 1_000):
@@ -390,7 +433,7 @@ def test_without_a_driver_each_poll_looks_for_it_again(make_host, watch, nvml_st
 
 
 def test_a_driver_that_goes_away_is_the_whole_source_away_until_it_returns(
-    make_host, watch, nvml_state
+    make_host: MakeHost, watch: Open, nvml_state: ShimState
 ) -> None:
     collector = watch(make_host(), nvml_state)
     frame_of(collector)
@@ -400,7 +443,7 @@ def test_a_driver_that_goes_away_is_the_whole_source_away_until_it_returns(
     assert frame_of(collector, 2_000).power_w == ((690.0, 690.0),)
 
 
-def test_the_library_is_let_go_of_once(make_host, make_nvml_state: MakeNvmlState) -> None:
+def test_the_library_is_let_go_of_once(make_host: MakeHost, make_nvml_state: MakeNvmlState) -> None:
     state = make_nvml_state()
     with installed(state) as pynvml:
         collector = NvmlCollector(make_host(1))
