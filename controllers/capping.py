@@ -16,6 +16,8 @@ B     p > brake (1.00) or a UPS failing   p < t2.leave for 40 s and no UPS faili
       over, from any mode
 ====  ==================================  ==============================================  ========  ========
 
+Steps to a looser mode are at least `guardrails.dwell_ms` apart, and wait that long after an outage.
+
 The baselines use the same modes: one threshold steps U ↔ T2a (low priority only) or U ↔ T2b
 (everyone); ``no_cap`` knows U and B; ``off`` only U.
 
@@ -37,10 +39,9 @@ from typing import NamedTuple
 import msgspec
 
 from controllers.base import Refusal, Requirements
-from controllers.clock_table import Clocks
 from controllers.policy import Band, CappingPolicy, Variant
 from controllers.view import HostControl, View
-from schemas.commands import Path
+from schemas.commands import FailDirection, Path
 from schemas.decisions import Decision, Setting
 from schemas.forecasts import PeakForecast
 from schemas.instants import SECOND, Instant, Span
@@ -199,6 +200,13 @@ def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> D
     else:
         look = _look(view, policy, now, mode, since, notes, p, failover=bool(failover))
         target = step(mode, look, policy)
+    waits = ""
+    if STRICTNESS[target] < STRICTNESS[mode]:
+        waits = _too_soon(view, policy, now, mode, notes)
+        if waits:
+            target = mode
+        else:
+            notes["eased_at"] = str(now)
     if target != mode:
         since = now
     forecast = _forecast(view, policy, now)
@@ -212,7 +220,7 @@ def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> D
         mode=target,
         since=since,
         desired=settings(view, policy, target),
-        because=_because(view, policy, now, target, look, refusal, notes, failover=bool(failover)),
+        because=_because(view, policy, now, target, look, refusal, notes, failover=bool(failover)) + waits,
         shortfall_w=_shortfall_w(view, policy, target, look),
         recheck_after_ms=policy.period_ms,
         refusal=refusal,
@@ -247,22 +255,17 @@ def known_p(view: View, policy: CappingPolicy, now: Instant) -> float:
 
 def settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ...]:
     """What `mode` asks of every host of the row: a ceiling under a lease, or the brake."""
-    owner = f"capping/{policy.variant}"
-    boards: dict[str, Clocks] = {}
-    brake, steps, out = mode == "B", STEPS[mode], []
+    owner, brake = f"capping/{policy.variant}", mode == "B"
+    direction: FailDirection = "hold" if brake else "safe_share"
+    alike: dict[tuple[str, Priority, tuple[Path, ...]], tuple[int, Path]] = {}
+    out = []
     for host in view.row.hosts:
-        clocks = boards.get(host.sku.name)
-        if clocks is None:
-            clocks = boards[host.sku.name] = policy.clocks_of(host.sku)
+        kind = (host.sku.name, host.priority, host.paths)
+        if kind not in alike:
+            alike[kind] = (_clock(policy, mode, host), path_of(host, policy, brake=brake))
+        mhz, path = alike[kind]
         out.append(
-            Setting(
-                target=host.path,
-                max_mhz=getattr(clocks, steps[host.priority]),
-                path=path_of(host, policy, brake=brake),
-                on_expiry="hold" if brake else "safe_share",
-                brake=brake,
-                owner=owner,
-            )
+            Setting(target=host.path, max_mhz=mhz, path=path, on_expiry=direction, brake=brake, owner=owner)
         )
     return tuple(out)
 
@@ -331,6 +334,24 @@ def _look(
         calm=calm,
         failover=failover,
     )
+
+
+def _too_soon(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: dict[str, str]) -> str:
+    """Why the row may not ease by a step yet, as a clause; empty when it may.
+
+    After an easing and after an outage the row is watched for one dwell: power that is low because
+    hosts are still held down says nothing about the next step. For the same reason nothing eases
+    while hosts wait to be let off the brake.
+    """
+    if mode == "B":
+        return ""
+    dwell = policy.guardrails.dwell_ms
+    for note, what in (("eased_at", "the last one"), ("outage_at", "the telemetry's outage")):
+        if note in notes and now - int(notes[note]) < dwell:
+            return f"; easing waits until {_seconds(dwell)} after {what}"
+    controls = [view.control(host.path) for host in view.row.hosts if host.path not in view.released]
+    braked = sum(control.braked and not gave_up(control, policy, now) for control in controls)
+    return f"; easing waits for {braked} hosts still braked" if braked else ""
 
 
 def _blind(

@@ -42,12 +42,12 @@ class Pace:
 
     def __init__(self, view: View, policy: CappingPolicy, now: Instant) -> None:
         rails = policy.guardrails
-        paths = [host.path for host in view.row.hosts]
-        self.limit = max(1, int(rails.blast_ratio * len(paths)))
-        self.total = len(paths)
-        since = max(now - rails.blast_window_ms, view.blast_reset_at)
-        self.stepped = {path for path in paths if view.control(path).stepped_at > since}
-        self.returned = {path for path in paths if view.control(path).returned_at > now - rails.dwell_ms}
+        self.total = len(view.row.hosts)
+        self.limit = max(1, int(rails.blast_ratio * self.total))
+        stepped_since = max(now - rails.blast_window_ms, view.blast_reset_at)
+        returned_since = now - rails.dwell_ms
+        self.stepped = {path for path, control in view.hosts.items() if control.stepped_at > stepped_since}
+        self.returned = {path for path, control in view.hosts.items() if control.returned_at > returned_since}
 
     def takes(self, host: str, *, returning: bool) -> bool:
         """Whether this host may be loosened now; if so it is counted."""
@@ -63,6 +63,8 @@ def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -
     notes = dict(decision.notes)
     pace = Pace(view, policy, now)
     stop = _stop(decision, view, policy, now, notes, pace)
+    if not (view.pins or view.released) and all(_stands(wish, view, now) for wish in decision.desired):
+        return msgspec.structs.replace(decision, notes=notes)
     hosts = {host.path: host for host in view.row.hosts}
     boards: dict[str, Clocks] = {}
     kept: dict[str, Setting] = {}
@@ -91,6 +93,13 @@ def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -
         overruled=decision.overruled + adjusted,
         notes=notes,
     )
+
+
+def _stands(wish: Setting, view: View, now: Instant) -> bool:
+    """Whether a host obeys this very wish already: no guardrail has a say in what is not a change."""
+    control = view.control(wish.target)
+    as_is = wish.max_mhz == control.ceiling(now) and wish.brake == control.braked
+    return as_is and control.lock.asked is None
 
 
 def _stop(
