@@ -110,7 +110,8 @@ class Plant(Protocol):
     """The row behind the façades."""
 
     @property
-    def readings(self) -> Readings: ...
+    def readings(self) -> Readings:
+        """One object for good, whose columns are replaced as the plant moves."""
 
     def write(self, path: Path, gpu: int, setting: Setting, low: float, high: float) -> None:
         """Accept a setting for a GPU (its place in the row); it bites after the path's latency."""
@@ -178,6 +179,7 @@ class TwinNvml:
     def __init__(self, plant: Plant, host: Host, path: Path, first: int, uuids: Sequence[str]) -> None:
         """`first` is the place of the host's first GPU in the row's columns."""
         self._plant = plant
+        self._readings = plant.readings
         self._host = host
         self._path: Path = path
         self._handles = [Handle(first + index, index, uuid) for index, uuid in enumerate(uuids)]
@@ -240,9 +242,8 @@ class TwinNvml:
 
     def nvmlDeviceGetPowerUsage(self, handle: Handle) -> int:
         """mW: instantaneous on GA100, else the average of a second."""
-        readings = self._plant.readings
-        column = readings.average_mw if self._average else readings.power_mw
-        value = column[handle.at]
+        readings = self._readings
+        value = (readings.average_mw if self._average else readings.power_mw)[handle.at]
         if value is None:
             raise self._refusal(handle)
         return value
@@ -251,7 +252,7 @@ class TwinNvml:
         """Never raises for one field; raises for a board that does not answer."""
         asked = tuple(fields)
         answers, members = self._answers.get(asked) or self._plan(asked)
-        readings, at = self._plant.readings, handle.at
+        readings, at = self._readings, handle.at
         for value, column in members:
             reading = getattr(readings, column)[at]
             if reading is None:
@@ -261,7 +262,7 @@ class TwinNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Handle) -> int:
         """mJ since the plant began."""
-        value = self._plant.readings.energy_mj[handle.at]
+        value = self._readings.energy_mj[handle.at]
         if value is None:
             raise self._refusal(handle)
         return value
@@ -270,7 +271,7 @@ class TwinNvml:
         """°C of the core; it has no other sensor."""
         if sensor != self.NVML_TEMPERATURE_GPU:
             raise NVMLError(INVALID_ARGUMENT)
-        value = self._plant.readings.core_c[handle.at]
+        value = self._readings.core_c[handle.at]
         if value is None:
             raise self._refusal(handle)
         return value
@@ -279,7 +280,7 @@ class TwinNvml:
 
     def nvmlDeviceGetClockInfo(self, handle: Handle, clock: int) -> int:
         """MHz now. The graphics clock is the SM clock."""
-        readings = self._plant.readings
+        readings = self._readings
         value = (readings.memory_mhz if clock == self.NVML_CLOCK_MEM else readings.sm_mhz)[handle.at]
         if value is None:
             raise self._refusal(handle)
@@ -294,21 +295,21 @@ class TwinNvml:
 
     def nvmlDeviceGetUtilizationRates(self, handle: Handle) -> Utilization:
         """Percent of the last step with work."""
-        value = self._plant.readings.utilisation[handle.at]
+        value = self._readings.utilisation[handle.at]
         if value is None:
             raise self._refusal(handle)
         return Utilization(value, value)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Handle) -> int:
         """Bits: 0x01 idle, 0x04 software power cap, 0x80 hardware power brake. A clock lock shows in none."""
-        value = self._plant.readings.reasons[handle.at]
+        value = self._readings.reasons[handle.at]
         if value is None:
             raise self._refusal(handle)
         return value
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int:
         """mW in force."""
-        value = self._plant.readings.limit_mw[handle.at]
+        value = self._readings.limit_mw[handle.at]
         if value is None:
             raise self._refusal(handle)
         return value
@@ -353,12 +354,12 @@ class TwinNvml:
             raise NVMLError(UNINITIALIZED)
 
     def _answering(self, handle: Handle) -> Handle:
-        if handle.at in self._plant.readings.refusals:
+        if handle.at in self._readings.refusals:
             raise self._refusal(handle)
         return handle
 
     def _refusal(self, handle: Handle) -> Exception:
-        return NVMLError(self._plant.readings.refusals[handle.at])
+        return NVMLError(self._readings.refusals[handle.at])
 
     def _plan(self, asked: tuple[int, ...]) -> tuple[tuple[FieldValue, ...], tuple[tuple[Value, str], ...]]:
         answers, members = [], []

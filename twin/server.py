@@ -217,7 +217,9 @@ class Servers:
         dt = self.dt_s
         before = self._prefilled.copy()
         self._enqueue(new, marks)
-        waiting_tokens = np.bincount(self._host, weights=self._prompt, minlength=self.alive.size)
+        waiting_tokens = np.bincount(self._host, weights=self._prompt, minlength=self.alive.size).astype(
+            np.float64
+        )
         running = np.bincount(self._run_host, minlength=self.alive.size)
 
         # Prompts.

@@ -1,6 +1,6 @@
 """LLM requests that arrive at a row: who asks, when, with how long a prompt and answer.
 
-Arrivals are a Poisson process per host whose rate follows a load profile; the mix of requests is the
+Arrivals are a Poisson process whose rate follows a load profile, spread over the hosts; the mix of requests is the
 one recalled from the POLCA study (ranges and shares are recalled, not re-checked; that lengths are
 uniform within a range is our choice). All arrivals of a minute are drawn at once, from a generator
 that nothing else draws from: what is asked does not depend on how the row is controlled, so two runs
@@ -10,7 +10,7 @@ with one seed see the same requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import msgspec
 import numpy as np
@@ -103,8 +103,8 @@ class Load(Protocol):
 class PoissonLoad:
     """Requests drawn at random: a profile, a mix, and a generator of its own.
 
-    A request goes to a host of its priority, each equally likely. A priority that no host serves is
-    not asked for.
+    Each priority's requests are a Poisson process, and go to a host of that priority, each equally
+    likely; so each host's own are a Poisson process too. A priority that no host serves is not asked for.
     """
 
     def __init__(
@@ -117,36 +117,36 @@ class PoissonLoad:
         self._profile = profile
         self._rng = rng
         self._wander = 0.0
-        self._rate = np.zeros(len(hosts))
-        kinds = [[k for k in mix if k.priority == host.priority] for host in hosts]
-        width = max(len(of) for of in kinds)
-        # Per host: the shares of its kinds as a cumulative distribution, and their ranges.
-        self._chance = np.ones((len(hosts), width))
-        self._low = np.zeros((len(hosts), width, 2))
-        self._high = np.zeros((len(hosts), width, 2))
-        for h, (host, of) in enumerate(zip(hosts, kinds, strict=True)):
-            peers = sum(other.priority == host.priority for other in hosts)
-            share = sum(kind.share_ratio for kind in of)
-            self._rate[h] = profile.requests_per_s * len(hosts) * share / peers
-            self._chance[h, : len(of)] = np.cumsum([kind.share_ratio for kind in of]) / share
-            for k, kind in enumerate(of):
-                self._low[h, k] = kind.prompt_tokens[0], kind.output_tokens[0]
-                self._high[h, k] = kind.prompt_tokens[1], kind.output_tokens[1]
+        self._kinds: list[Sequence[RequestKind]] = []
+        self._members: list[IntArray] = []
+        self._rate: list[float] = []
+        for priority in get_args(Priority):
+            kinds = [kind for kind in mix if kind.priority == priority]
+            members = [place for place, host in enumerate(hosts) if host.priority == priority]
+            if kinds and members:
+                share = sum(kind.share_ratio for kind in kinds)
+                self._kinds.append(kinds)
+                self._members.append(np.array(members))
+                self._rate.append(profile.requests_per_s * len(hosts) * share)
 
     def minute(self, index: int) -> Arrivals:
-        """One draw of counts per host and second, then the moment, kind and lengths of each request."""
+        """One draw of counts per priority and second, then the moment, kind and lengths of each request."""
         rng = self._rng
         seconds = np.arange(MINUTE_S, dtype=np.float64) + index * MINUTE_S
         demand = np.maximum(0.0, self._profile.ratio(seconds) * (1.0 + self._wandering()))
-        counts = rng.poisson(demand[:, None] * self._rate)
-        second, host = (np.repeat(axis.ravel(), counts.ravel()) for axis in np.indices(counts.shape))
-        at = seconds[second] + rng.random(second.size)
-        order = np.argsort(at)
-        at, host = at[order], host[order]
-        kind = (rng.random((at.size, 1)) > self._chance[host]).sum(axis=1)
-        low, high = self._low[host, kind], self._high[host, kind]
-        tokens = np.floor(low + rng.random(low.shape) * (high - low + 1.0))
-        return Arrivals(at, host, tokens[:, 0], tokens[:, 1])
+        parts = []
+        for which, (kinds, members) in enumerate(zip(self._kinds, self._members, strict=True)):
+            second = np.repeat(seconds, rng.poisson(demand * self._rate[which]))
+            at = np.sort(second + rng.random(second.size))
+            share = np.array([kind.share_ratio for kind in kinds])
+            kind = rng.choice(len(kinds), at.size, p=share / share.sum())
+            ranges = np.array([(k.prompt_tokens, k.output_tokens) for k in kinds], dtype=np.float64)[kind]
+            spread = ranges[:, :, 1] - ranges[:, :, 0] + 1.0
+            tokens = np.floor(ranges[:, :, 0] + rng.random((at.size, 2)) * spread)
+            parts.append(Arrivals(at, rng.choice(members, at.size), tokens[:, 0], tokens[:, 1]))
+        at, host, prompt, output = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(at, kind="stable")
+        return Arrivals(at[order], host[order], prompt[order], output[order])
 
     def _wandering(self) -> FloatArray:
         """A minute of a first-order wander with time constant 60 s, one value per second."""
@@ -163,9 +163,9 @@ class RecordedLoad:
     """Requests that were recorded, as the public Azure traces have them (TIMESTAMP, ContextTokens,
     GeneratedTokens): seconds since the start of the recording, and tokens.
 
-    Each goes to a host drawn at random (the recording names none, nor a priority). `copies` scales
-    the load: each request comes a Poisson number of times with that mean, each within ±30 s of
-    its own moment, so that a recording of one service can fill a row.
+    They go to all hosts at random, since the recording names none, nor a priority. `copies` scales the
+    load: each request comes a Poisson number of times with that mean, each within 30 s of its own
+    moment, so that a recording of one service can fill a row.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class RecordedLoad:
         self._prompt, self._output = np.maximum(1.0, prompt[which]), np.maximum(1.0, output[which])
 
     def minute(self, index: int) -> Arrivals:
-        """The recorded requests of that minute; none after the recording's end."""
+        """The recorded requests of that minute; none before the recording begins or after it ends."""
         first, last = np.searchsorted(self._at, (index * MINUTE_S, (index + 1) * MINUTE_S))
         part = slice(first, last)
         return Arrivals(self._at[part], self._host[part], self._prompt[part], self._output[part])
