@@ -84,6 +84,7 @@ def test_unknown_stays_apart_from_zero_in_a_frame() -> None:
         (b'{"type":"Tick","at":1.5,"source":"s","subject":"x"}', "Expected `int`, got `float` - at `$.at`"),
         (b'{"type":"Tick","at":1,"source":"s","subject":"\xff"}', "invalid"),
         (b'{"type":"Tick","at":1,"source":"s","subject":"x","cause":"y"}', "at `$.cause`"),
+        (b'{"type":"Tick","at":1,"source":"\\ud800","subject":"x"}', "surrogate"),
         (b'{"type":"Tick","at":NaN,"source":"s","subject":"x"}', "malformed"),
         (
             encode(LOCK).replace(b"safe_share", b"let_go"),

@@ -30,9 +30,11 @@ def test_the_ids_of_a_recording_are_the_ones_any_release_derives() -> None:
     )
 
 
+# Neither the mark between an id's parts nor surrogates, which no UTF-8 holds.
+NAMES = st.characters(exclude_characters="\x1f", exclude_categories=["Cs"])
 KINDS, TEXTS = (
     st.sampled_from(["Tick", "GpuFrame"]),
-    st.text(st.characters(exclude_characters="\x1f"), max_size=3),
+    st.text(NAMES, max_size=3),
 )
 WHAT = st.tuples(KINDS, TEXTS, TEXTS, st.integers(0, 3), st.lists(TEXTS, max_size=2).map(tuple))
 
