@@ -51,7 +51,6 @@ _FIELDS: dict[int, tuple[str, int]] = {
     188: ("limit_max_mw", _UINT),
     189: ("limit_default_mw", _UINT),
     190: ("limit_mw", _UINT),
-    192: ("limit_mw", _UINT),
 }
 _GA100 = "A100"  # no one-second average on this chip: field 185 is missing, PowerUsage is instantaneous
 
@@ -73,6 +72,7 @@ class Readings:
     """What the boards of a row show between two moves of the plant: a column per quantity."""
 
     __slots__ = (
+        "asked_mw",
         "average_mw",
         "core_c",
         "energy_mj",
@@ -99,6 +99,8 @@ class Readings:
     utilisation: Column
     reasons: Column
     limit_mw: Column
+    asked_mw: dict[Path, Column]
+    """The limit asked for by each path; the lowest is in force."""
     limit_min_mw: Column
     limit_max_mw: Column
     limit_default_mw: Column
@@ -252,12 +254,10 @@ class TwinNvml:
         """Never raises for one field; raises for a board that does not answer."""
         asked = tuple(fields)
         answers, members = self._answers.get(asked) or self._plan(asked)
+        self._answering(handle)
         readings, at = self._readings, handle.at
         for value, column in members:
-            reading = getattr(readings, column)[at]
-            if reading is None:
-                raise self._refusal(handle)
-            value.uiVal = reading
+            value.uiVal = getattr(readings, column)[at]
         return answers
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Handle) -> int:
@@ -308,13 +308,14 @@ class TwinNvml:
         return value
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int:
-        """mW in force."""
-        value = self._readings.limit_mw[handle.at]
-        if value is None:
-            raise self._refusal(handle)
-        return value
+        """mW: the lowest limit that any path asks for."""
+        self._answering(handle)
+        return self._readings.limit_mw[handle.at] or 0
 
-    nvmlDeviceGetPowerManagementLimit = nvmlDeviceGetEnforcedPowerLimit
+    def nvmlDeviceGetPowerManagementLimit(self, handle: Handle) -> int:
+        """mW: the limit that this path asks for."""
+        self._answering(handle)
+        return self._readings.asked_mw[self._path][handle.at] or 0
 
     def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: Handle) -> list[int]:
         """Lowest and highest settable limit, mW."""
@@ -336,7 +337,7 @@ class TwinNvml:
         self._plant.write(self._path, handle.at, "limit", 0.0, limit_mw / 1000)
 
     def nvmlDeviceSetGpuLockedClocks(self, handle: Handle, low_mhz: int, high_mhz: int) -> None:
-        """By the path `brake` this is the power-brake line: it holds whatever the lock says."""
+        """Raises INVALID_ARGUMENT for an empty range. By the path `brake` this is the power-brake line."""
         self._answering(handle)
         if not 0 <= low_mhz <= high_mhz:
             raise NVMLError(INVALID_ARGUMENT)

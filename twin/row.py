@@ -63,7 +63,7 @@ STUDY_HOUR = LoadProfile(
     ),
     bursts=(
         Burst(at_s=1200.0, rise_s=30.0, hold_s=60.0, height_ratio=0.2),
-        Burst(at_s=2160.0, rise_s=60.0, hold_s=270.0, height_ratio=0.5),
+        Burst(at_s=2160.0, rise_s=150.0, hold_s=300.0, height_ratio=0.5),
     ),
     wander_ratio=0.02,
 )
@@ -72,7 +72,7 @@ STUDY_HOUR = LoadProfile(
 over 40 s of about the published 0.118. With 52 servers it touches the budget (0.79 x 1.30 = 1.027) for a
 minute or so, which opens no breaker: physics is more patient than a threshold."""
 
-DEMO = msgspec.structs.replace(STUDY_HOUR, requests_per_s=0.45)
+DEMO = msgspec.structs.replace(STUDY_HOUR, requests_per_s=0.42)
 """The same hour on a bad evening, for the demonstration: enough more requests that the surge draws some
 8 % more power (the study's robustness run, recalled, has 5 %). Uncontrolled, 52 servers then stay above
 the budget for about six minutes, mean 1.06, and the row's breaker opens halfway through the surge."""
@@ -165,8 +165,8 @@ class TwinRow:
     truth that no sensor sees. A breaker or UPS that gives way makes what it feeds dark for good: the
     hosts draw nothing, their GPUs are lost and their requests too.
 
-    The path `brake` is the power-brake line: it holds a GPU's clock down beside the lock, until it is
-    released by that path or by a lock that was asked for later and has landed.
+    Each path keeps settings of its own, and the tightest is in force: a lock in band does not lift the
+    BMC's, nor either the brake.
     """
 
     def __init__(
@@ -211,7 +211,8 @@ class TwinRow:
         self._oob_latency, self._oob_loss = oob_latency, oob_loss_ratio
         self._pending: list[_Write] = []
         self._written = 0
-        self._brake_number = np.zeros(shape, dtype=np.int64)
+        self._locks = {path: self.servers.lock_mhz.copy() for path in get_args(Path)}
+        self._limits = {path: self.servers.limit_w.copy() for path in get_args(Path)}
 
         self._nodes = _nodes_above(site, self.row.racks)
         self._places = {node.path: place for place, node in enumerate(self._nodes)}
@@ -237,6 +238,7 @@ class TwinRow:
         self._facades: dict[tuple[str, Path], TwinNvml] = {}
         self.readings = Readings()
         self._constants()
+        self._show_limits()
         self._show()
         nodes = zip(self._nodes, range(1, 1 + len(self._nodes)), strict=True)
         meters = {node.path: TwinMeter(self, node, place) for node, place in nodes}
@@ -345,17 +347,20 @@ class TwinRow:
             at = divmod(write.gpu, self._gpus)
             highest, lowest = servers.max_mhz[at[0], 0], servers.min_mhz[at[0], 0]
             if write.setting == "limit":
-                servers.limit_w[at] = write.high
-            elif write.path == "brake":
-                servers.brake_mhz[at] = highest if write.setting == "unlock" else write.high
-                self._brake_number[at] = write.number
+                self._limits[write.path][at] = write.high
             else:
-                servers.lock_mhz[at] = highest if write.setting == "unlock" else write.high
-                servers.floor_mhz[at] = lowest if write.setting == "unlock" else max(lowest, write.low)
-                if write.number > self._brake_number[at]:
-                    servers.brake_mhz[at] = highest
+                free = write.setting == "unlock"
+                self._locks[write.path][at] = highest if free else write.high
+                servers.floor_mhz[at] = lowest if free else max(lowest, write.low)
         if landed:
+            servers.lock_mhz = np.minimum.reduce(list(self._locks.values()))
+            servers.limit_w = np.minimum.reduce(list(self._limits.values()))
             servers.retune()
+            self._show_limits()
+
+    def _show_limits(self) -> None:
+        self.readings.limit_mw = _whole(self.servers.limit_w * 1000)
+        self.readings.asked_mw = {path: _whole(limit * 1000) for path, limit in self._limits.items()}
 
     # ---- power ----
 
@@ -475,12 +480,12 @@ class TwinRow:
         readings.sm_mhz = _whole(servers.sm_mhz)
         busy = np.broadcast_to(prefill + decode, self._gain.shape)
         readings.utilisation = _whole(100 * busy)
+        milder = np.minimum(self._locks["in_band"], self._locks["out_of_band"])
         readings.reasons = _whole(
             np.where(busy == 0.0, REASON_IDLE, 0)
             + np.where(servers.limited, REASON_SW_POWER_CAP, 0)
-            + np.where(servers.brake_mhz < servers.max_mhz, REASON_HW_POWER_BRAKE, 0)
+            + np.where(self._locks["brake"] < milder, REASON_HW_POWER_BRAKE, 0)
         )
-        readings.limit_mw = _whole(servers.limit_w * 1000)
         readings.refusals = {}
         for place in np.flatnonzero(~servers.alive).tolist():
             for gpu in range(self._gpus):
@@ -525,7 +530,6 @@ class TwinRow:
     def _of(self, priority: Priority) -> npt.NDArray[np.bool_]:
         return np.array([host.priority == priority for host in self.hosts])
 
-    @property
     def history(self) -> History:
         """The course so far, a point every `resolution_ms`."""
         return History(
@@ -535,7 +539,6 @@ class TwinRow:
             }
         )
 
-    @property
     def statistics(self) -> Statistics:
         """What the run has come to so far."""
         priorities: tuple[Priority, ...] = get_args(Priority)
@@ -562,7 +565,6 @@ _MEASURED = (
     "memory_mhz",
     "utilisation",
     "reasons",
-    "limit_mw",
 )
 
 

@@ -97,8 +97,8 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Servers:
-    """A row's servers. Settings are the arrays `lock_mhz`, `floor_mhz`, `brake_mhz` and `limit_w`
-    (hosts, gpus); call `retune` after writing to them.
+    """A row's servers. Settings are the arrays `lock_mhz`, `floor_mhz` and `limit_w` (hosts, gpus);
+    call `retune` after writing to them.
 
     A power limit acts one step after the excess, as a limit does: a spike shorter than a step escapes it.
     """
@@ -135,7 +135,6 @@ class Servers:
 
         self.lock_mhz = np.broadcast_to(self.max_mhz, shape).copy()
         self.floor_mhz = np.broadcast_to(self.min_mhz, shape).copy()
-        self.brake_mhz = self.lock_mhz.copy()
         self.limit_w = np.broadcast_to(self.tdp_w, shape).copy()
         self.alive = np.ones(len(hosts), dtype=bool)
         self._limit_clock = np.ones(shape)
@@ -166,8 +165,7 @@ class Servers:
 
     def retune(self) -> None:
         """Take over the settings written to the arrays; clocks go down to what the board supports."""
-        asked = np.minimum(self.lock_mhz, self.brake_mhz)
-        steps = np.maximum(0.0, (asked - self.min_mhz) // self.step_mhz)
+        steps = np.maximum(0.0, (self.lock_mhz - self.min_mhz) // self.step_mhz)
         self._ceiling = np.minimum(self.max_mhz, self.min_mhz + steps * self.step_mhz) / self.max_mhz
         self.may_limit = bool((self.limit_w < self.tdp_w).any())
         if not self.may_limit:

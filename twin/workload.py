@@ -1,10 +1,10 @@
 """LLM requests that arrive at a row: who asks, when, with how long a prompt and answer.
 
-Arrivals are a Poisson process whose rate follows a load profile, spread over the hosts; the mix of requests is the
-one recalled from the POLCA study (ranges and shares are recalled, not re-checked; that lengths are
-uniform within a range is our choice). All arrivals of a minute are drawn at once, from a generator
-that nothing else draws from: what is asked does not depend on how the row is controlled, so two runs
-with one seed see the same requests.
+Arrivals are a Poisson process whose rate follows a load profile, spread over the hosts; the mix of
+requests is the one recalled from the POLCA study (ranges and shares are recalled, not re-checked; that
+lengths are uniform within a range is our choice). All arrivals of a minute are drawn at once, from a
+generator that nothing else draws from: what is asked does not depend on how the row is controlled, so
+two runs with one seed see the same requests.
 """
 
 from __future__ import annotations
