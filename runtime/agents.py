@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from actuators.leases import LeaseTimer
 from actuators.lifecycle import HostAgent
+from controllers.view import covers
 from schemas.commands import Command
 from schemas.envelope import Event
 from schemas.instants import Instant
@@ -48,7 +49,7 @@ class InlineAgents:
         carry all its hosts uncapped, to the safe share that its lease would have ended in."""
         outcomes: list[Event] = []
         for path, agent in self._agents.items():
-            if path == subject or path.startswith(subject + "/"):
+            if covers(subject, path):
                 let_go = agent.stand_down if path in self._oversubscribed else agent.release_all
                 outcomes.extend(let_go(now))
         return outcomes
@@ -57,3 +58,30 @@ class InlineAgents:
         """Let go of the devices; settings and leases stay as they are."""
         for agent in self._agents.values():
             agent.close()
+
+
+class TimedAgents:
+    """Agents stepped by the lease timer too, between and beside the host's own turns."""
+
+    def __init__(self, timer: LeaseTimer, oversubscribed: frozenset[str] = frozenset()) -> None:
+        self._timer = timer
+        self._oversubscribed = oversubscribed
+
+    def start(self, now: Instant) -> list[Event]:
+        """As InlineAgents; from here on leases end by themselves."""
+        return list(self._timer.start())
+
+    def step(self, commands: Sequence[Command], now: Instant) -> list[Event]:
+        """Hand commands over; what the agents have said since, on whichever thread."""
+        return list(self._timer.step(commands))
+
+    def release(self, subject: str, now: Instant) -> list[Event]:
+        """As InlineAgents."""
+        inside = {path for path in self._timer.agents if covers(subject, path)}
+        outcomes = self._timer.stand_down(inside & self._oversubscribed)
+        return [*outcomes, *self._timer.release_all(inside - self._oversubscribed)]
+
+    def close(self) -> None:
+        """End every lease as its fail direction says, then let go of the devices."""
+        self._timer.stand_down()
+        self._timer.close()

@@ -128,8 +128,30 @@ def load_setup(site: pathlib.Path, policy: pathlib.Path | None) -> Setup:
     return Setup(site=found, site_text=site_text, policy=rules, policy_text=policy_text, shares=shares)
 
 
-def read_host_config(path: pathlib.Path) -> HostConfig:
-    """Read a host's configuration file; relative paths in it become relative to its folder.
+def default_config(
+    site: pathlib.Path | None, policy: pathlib.Path | None, state_dir: pathlib.Path, *, dry_run: bool = False
+) -> HostConfig:
+    """The configuration of a machine that is the only host of its site. Raises ConfigError in words."""
+    if site is None:
+        raise ConfigError("name a site file, or a host's configuration with --config")
+    hosts = list(load_setup(site, policy).site.hosts.values())
+    if len(hosts) != 1:
+        raise ConfigError(f"{site}: has {len(hosts)} hosts: say with --config which of them this machine is")
+    path = hosts[0].path
+    return HostConfig(
+        site=str(site),
+        policy=str(policy) if policy else "",
+        state_dir=str(state_dir),
+        collectors=(CollectorConfig(kind="gpu_nvml", host=path),),
+        actuators=tuple(
+            ActuatorConfig(kind="dry_run" if dry_run else "gpu_nvml", host=path, path=way) for way in hosts[0].paths
+        ),
+    )
+
+
+def read_host_config(path: pathlib.Path, *, dry_run: bool = False) -> HostConfig:
+    """Read a host's configuration file; relative paths in it become relative to its folder. In a dry
+    run every actuator is one that holds no device.
 
     Raises ConfigError with every problem found, one a line.
     """
@@ -159,6 +181,9 @@ def read_host_config(path: pathlib.Path) -> HostConfig:
     def beside(name: str) -> str:
         return str(path.parent / name) if name else ""
 
+    if dry_run:
+        dry = tuple(msgspec.structs.replace(actuator, kind="dry_run") for actuator in config.actuators)
+        config = msgspec.structs.replace(config, actuators=dry)
     return msgspec.structs.replace(
         config, site=beside(config.site), policy=beside(config.policy), state_dir=beside(config.state_dir)
     )

@@ -11,9 +11,18 @@ import gzip
 import pathlib
 from typing import IO
 
+from runtime.config import Setup
 from runtime.row_loop import Beat
 from schemas import codec
+from schemas.instants import Instant
 from schemas.recordings import RecordingHeader, encode_header
+
+
+def header_of(setup: Setup, epoch: int, started_at: Instant, made_by: str) -> RecordingHeader:
+    """The header for a recording of this setup, with the texts it was set up from."""
+    return RecordingHeader(
+        site=setup.site_text, policy=setup.policy_text, epoch=epoch, started_at=started_at, made_by=made_by
+    )
 
 
 class Recorder:

@@ -6,7 +6,7 @@ site file and kept beside the actuator.
 
 A rack with several feeds is taken to load them equally. Whether the feeds that are left carry the
 rack when one is lost is a question of the site's planning, and not asked here: a feed's limit should
-be what it may carry then, as in `deploy/sites/demo.toml`.
+be what it may carry then, as in `twin/scenarios/demo-row.toml`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from runtime.row_loop import Beat
 from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency, Phase
-from schemas.envelope import Event
+from schemas.envelope import DeadLetter, Event
 from schemas.instants import Instant
 from schemas.operators import ReleaseAll
 from schemas.outcomes import Refused
@@ -86,11 +86,15 @@ class EmbeddedHost:
         self.waiting: list[Event] = []
         """Records the ledger has not taken yet, in order."""
         self._last: dict[str, Decision] = {}
+        self._started = False
         self._alarms: dict[str, str] = {}
 
     def run(self, until: Instant | None = None, stop: Callable[[], bool] = lambda: False) -> None:
-        """Turn until `until` has passed or `stop` says so; the agents keep their leases after it."""
-        self.loop.offer(self.agents.start(self.clock.now()))
+        """Turn until `until` has passed or `stop` says so, and again where it left off when called
+        again; the agents keep their leases meanwhile."""
+        if not self._started:
+            self._started = True
+            self.loop.offer(self.agents.start(self.clock.now()))
         while not stop():
             now = self.clock.now()
             if until is not None and now >= until:
@@ -102,7 +106,11 @@ class EmbeddedHost:
     def turn(self, now: Instant) -> None:
         """One turn of the loop at `now`."""
         self.loop.offer(self.operators(now))
-        self.loop.offer(self.samples.gather(now))
+        for event in self.samples.gather(now):
+            if isinstance(event, DeadLetter):
+                self.waiting.append(event)  # it steers nothing; the ledger keeps it whole
+            else:
+                self.loop.offer([event])
         commands: list[Command] = []
         for row in self.loop.due(now):
             beat = self.loop.beat(row, now)

@@ -5,11 +5,11 @@ from pathlib import Path
 from schemas.site_file import read_site
 from schemas.topology import Site
 
-SITES = Path(__file__).resolve().parents[2] / "deploy" / "sites"
-DEMO = SITES / "demo.toml"
-ONE_HOST = SITES / "one-host.toml"
+PROJECT = Path(__file__).resolve().parents[2]
+DEMO = PROJECT / "twin" / "scenarios" / "demo-row.toml"
+ONE_HOST = PROJECT / "deploy" / "sites" / "one-host.toml"
 
 
 def site_from(file: Path) -> Site:
     """The site that a file describes."""
-    return read_site(file.read_text(encoding="utf-8"), str(file.relative_to(SITES.parent)))
+    return read_site(file.read_text(encoding="utf-8"), str(file.relative_to(PROJECT)))

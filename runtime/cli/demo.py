@@ -1,0 +1,247 @@
+"""`windrow demo`: an evening hour of an oversubscribed row, under POLCA beside no control.
+
+The plant is simulated and sits at the vendors' seams; collectors, streams, controller, actuators and
+ledger are the ones that run beside a real row. Both arms see the same requests.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.resources
+import math
+import multiprocessing
+import pathlib
+import queue
+import shutil
+
+import msgspec
+from rich.table import Table
+
+from runtime.cli.plots import plot_demo
+from runtime.cli.printing import Json, console, emit, print_walk, progress, share, span, watts
+from runtime.cli.replaying import policy_for, replay_source
+from runtime.clock import SystemClock
+from runtime.config import Setup, load_setup
+from runtime.ledger import audit
+from runtime.ledger.store import Ledger
+from runtime.source import open_source
+from runtime.recorder import Recorder, header_of
+from runtime.row_loop import Beat
+from runtime.summary import Summary, Summing
+from runtime.wiring import on_twin
+from schemas.commands import LockClocks
+from schemas.instants import MINUTE, Instant, from_text
+from schemas.outcomes import Verified
+from twin.breaker import TripCurve
+from twin.row import History, Statistics, TwinRow
+
+START: Instant = from_text("2026-03-01T18:00:00Z")
+ARMS = {"no control": "off", "POLCA": "polca"}
+SCENARIOS = pathlib.Path(str(importlib.resources.files("twin"))) / "scenarios"
+MLPERF = pathlib.Path("../shared/data/gpu_power/mlperf/train_v4.0_smc-ac-power_64xH100node_gpt3_0.csv")
+MLPERF_BUDGET_W = 400_000.0  # below the recording's peak: the row must be seen to exceed it
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """One arm of the comparison: what the loop saw, what the plant knows, and its course."""
+
+    name: str
+    summary: Summary
+    plant: Statistics
+    history: History
+
+
+def demo(
+    *,
+    minutes: int = 60,
+    seed: int = 1,
+    out: pathlib.Path = pathlib.Path("windrow-demo"),
+    json: Json = False,
+) -> int:
+    """Run an hour of an oversubscribed row, POLCA beside no control, and show what an SRE wants to know.
+
+    Writes a plot, a ledger to audit and a recording to replay. Exit status 1 when POLCA let the row
+    down: a brake, a breaker or a time over budget.
+
+    Parameters
+    ----------
+    minutes
+        Simulated minutes.
+    seed
+        Of the requests and the boards; the same seed gives the same run.
+    out
+        The directory to write to; what it held of an earlier demo is replaced.
+    json
+        Print the comparison as one line of JSON.
+    """
+    began = SystemClock().monotonic()
+    for left in (out / name for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")):
+        left.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    arms, uncapped = _run_arms(minutes, seed, out)
+    setup = demo_setup("polca")
+    picture = plot_demo(arms, setup.site.rows[0], setup.policy, out / "row.png")
+    took = SystemClock().monotonic() - began
+    if json:
+        emit({arm.name: {"summary": arm.summary, "plant": arm.plant} for arm in arms})
+    else:
+        row = setup.site.rows[0]
+        console.rule("[bold]Windrow demo")
+        console.print(
+            f"Row {row.path}: provisioned for 40 servers, holding {len(row.hosts)} on {watts(row.budget_w)}. "
+            f"{minutes} simulated minutes in {span(took)}."
+        )
+        console.print()
+        _print_comparison(arms, uncapped)
+        console.print()
+        _show_walk(out / "ledger.sqlite")
+        console.print()
+        _replay_recordings(out)
+        console.print()
+        console.print(f"plot       {picture}")
+        console.print(f"ledger     {out / 'ledger.sqlite'}   (windrow audit alerts --ledger {out / 'ledger.sqlite'})")
+        console.print(f"recording  {out / 'recording.jsonl.gz'}   (windrow replay {out / 'recording.jsonl.gz'})")
+    return 0 if _held(arms[-1]) else 1
+
+
+def demo_setup(variant: str) -> Setup:
+    """The demonstration row under a policy variant."""
+    setup = load_setup(SCENARIOS / "demo-row.toml", None)
+    return msgspec.structs.replace(
+        setup,
+        policy=msgspec.structs.replace(setup.policy, variant=variant),
+        policy_text=f'variant = "{variant}"\n',
+    )
+
+
+def _run_arms(minutes: int, seed: int, out: pathlib.Path) -> tuple[list[Arm], Statistics]:
+    """The arms, each in a process of its own, with one bar for each; and the plant alone."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(max_workers=len(ARMS), mp_context=context) as pool,
+        progress("simulated minutes") as bars,
+    ):
+        told: queue.Queue[tuple[str, int]] = manager.Queue()
+        tasks = {name: bars.add_task(name, total=minutes) for name in ARMS}
+        futures = [pool.submit(run_arm, name, minutes, seed, out, told) for name in ARMS]
+        alone = pool.submit(run_uncapped, minutes, seed)
+        waiting = set(futures)
+        while waiting:
+            _, waiting = concurrent.futures.wait(waiting, timeout=0.2)
+            while not told.empty():
+                name, minute = told.get()
+                bars.update(tasks[name], completed=minute)
+        return [future.result() for future in futures], alone.result()
+
+
+def run_arm(
+    name: str, minutes: int, seed: int, out: pathlib.Path, told: queue.Queue[tuple[str, int]] | None = None
+) -> Arm:
+    """Run one arm; the one under POLCA leaves its ledger and its recording in `out`."""
+    setup = demo_setup(ARMS[name])
+    row = setup.site.rows[0]
+    plant = TwinRow(setup.site, row.path, seed=seed, start=START)
+    kept = ARMS[name] == "polca"
+    summing = Summing(row, name)
+    with (
+        Ledger(out / f"ledger{'' if kept else '-off'}.sqlite", durable=False) as ledger,
+        Recorder(out / f"recording{'' if kept else '-off'}.jsonl.gz", header_of(setup, 1, START, "windrow demo")) as recorder,
+    ):
+        observers = [summing.observe, *([recorder.write] if kept else [])]
+        rig = on_twin(plant, setup, ledger=ledger, observe=observers)
+        for minute in range(1, minutes + 1):
+            rig.host.run(until=START + minute * MINUTE)
+            if told is not None:
+                told.put((name, minute))
+    return Arm(name, summing.result(), plant.statistics(), plant.history())
+
+
+def run_uncapped(minutes: int, seed: int) -> Statistics:
+    """The plant with neither a cap nor a breaker: what latency would be if power were no object."""
+    setup = demo_setup("off")
+    never = TripCurve(pickup_ratio=math.inf, instant_ratio=math.inf)
+    plant = TwinRow(setup.site, setup.site.rows[0].path, seed=seed, start=START, curve=never)
+    plant.advance(START + minutes * MINUTE)
+    return plant.statistics()
+
+
+def _held(arm: Arm) -> bool:
+    return arm.summary.brakes == 0 and arm.plant.tripped_at is None and arm.plant.over_budget_s == 0
+
+
+def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
+    table = Table("", *(arm.name for arm in arms), box=None, header_style="bold", padding=(0, 3, 0, 0))
+    budget = arms[0].summary.budget_w
+
+    def line(title: str, *cells: str) -> None:
+        table.add_row(title, *cells)
+
+    def latency(arm: Arm, priority: str, quantile: str) -> str:
+        if arm.plant.tripped_at is not None:
+            return "none: the row went dark"
+        ours = getattr(arm.plant, f"latency_{quantile}_s")[priority]
+        free = getattr(uncapped, f"latency_{quantile}_s")[priority]
+        return f"{ours:.1f} s ({ours / free - 1:+.1%} of uncapped)"
+
+    line("peak power (2 s)", *(f"{watts(a.plant.peak_w)} = {share(a.plant.peak_w / budget)} of budget" for a in arms))
+    line("time over budget", *(span(a.plant.over_budget_s) for a in arms))
+    line("power brakes", *(str(a.summary.brakes) for a in arms))
+    line(
+        "breaker",
+        *("held" if a.plant.tripped_at is None else f"TRIPPED after {span((a.plant.tripped_at - START) / 1000)}" for a in arms),
+    )
+    for priority in ("low", "high"):
+        line(f"capped host-minutes, {priority}", *(f"{a.summary.capped_minutes[priority]:,.0f}" for a in arms))
+    for priority in ("high", "low"):
+        for quantile in ("p50", "p99"):
+            line(f"latency {quantile.upper()}, {priority} priority", *(latency(a, priority, quantile) for a in arms))
+    line(
+        "requests served",
+        *(
+            f"{sum(r.done for r in a.plant.requests.values()):,}, {sum(r.lost for r in a.plant.requests.values()):,} lost"
+            for a in arms
+        ),
+    )
+    line("energy", *(f"{a.plant.energy_j / 3.6e6:,.1f} kWh" for a in arms))
+    line("commands", *(f"{sum(a.summary.commands.values()):,}" for a in arms))
+    console.print(table)
+
+
+def _show_walk(path: pathlib.Path) -> None:
+    """One walk from the demo's own ledger: the first cap that was seen to bite."""
+    with Ledger.reading(path) as ledger:
+        for outcome in ledger.of_type([Verified]):
+            assert isinstance(outcome, Verified)
+            command = ledger.get(outcome.command)
+            if isinstance(command, LockClocks) and outcome.effect_w is not None and outcome.effect_w < 0:
+                console.print(f"[bold]$ windrow audit why {command.id} --ledger {path}")
+                print_walk(audit.why(ledger, command.id))
+                return
+        console.print("no cap was needed: there is no command to walk back")
+
+
+def _replay_recordings(out: pathlib.Path) -> None:
+    """Replay what is there to replay: the trace that ships with Windrow, and, beside a checkout that has
+    it, a recorded training cluster."""
+    traces: list[tuple[str, pathlib.Path, float | None]] = [("a recorded row", SCENARIOS / "small-row.jsonl.gz", None)]
+    if MLPERF.exists():
+        traces.append(("64 nodes of 8 H100 in training", MLPERF, MLPERF_BUDGET_W))
+    for title, path, budget_w in traces:
+        began = SystemClock().monotonic()
+        source = open_source(path, None, budget_w / 1000 if budget_w else None)
+        policy = policy_for(None, source)
+        answer, course = replay_source(source, policy, other_policy=False)
+        took = SystemClock().monotonic() - began
+        summary = answer.summaries[0]
+        seconds = (summary.end - summary.start) / 1000
+        console.print(
+            f"[bold]$ windrow replay {path}{f' --budget-kw {budget_w / 1000:.0f}' if budget_w else ''}[/]\n"
+            f"{title}: {span(seconds)} replayed in {took:.1f} s ({seconds / took:,.0f}× real time); peak {watts(summary.peak_w)} "
+            f"= {share(summary.peak_ratio)} of budget; modes {', '.join(summary.modes_s)}; brakes {summary.brakes}; "
+            f"power unknown {span(summary.unknown_s)}"
+        )
+        if answer.same is not None:
+            console.print("it says what was said when it was recorded, byte for byte" if answer.same else "[red]it DIFFERS")
+        row = source.site.rows[0]
+        course.plot(row.path, row.budget_w, f"{title}: {row.path} replayed", out / f"replay-{path.name.split('.')[0]}.png")

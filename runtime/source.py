@@ -1,0 +1,85 @@
+"""A source to replay: a recording of our own, or an import of what others recorded."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+from collectors.base import CollectorError
+from collectors.importers import detect
+from collectors.recording import read_recording
+from runtime.config import ConfigError, read_text
+from schemas.envelope import DeadLetter, Event
+from schemas.recordings import NotARecording, RecordingHeader
+from schemas.site_file import read_site
+from schemas.topology import Site
+
+
+class Source:
+    """Something to replay: a site, and events in order. `header` is that of a recording of our own,
+    None for an import. Each reading of `events` starts from the beginning.
+
+    Lines that could not be read are kept whole in `dead_letters`; they steer nothing.
+    """
+
+    def __init__(self, path: pathlib.Path, site: Site, header: RecordingHeader | None) -> None:
+        self.path = path
+        self.site = site
+        self.header = header
+        self.dead_letters: list[DeadLetter] = []
+        self.note = ""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the controller that was recorded; 1 for an import."""
+        return self.header.epoch if self.header else 1
+
+    @property
+    def events(self) -> Iterator[Event]:
+        """The events, dead letters set aside. Raises ConfigError where the file breaks off."""
+        self.dead_letters.clear()
+        try:
+            if self.header is None:
+                yield from self._living(detect(self.path).events(self.path, self.site))
+            else:
+                recording = read_recording(self.path)
+                yield from self._living(recording.events)
+                self.note = recording.note
+        except CollectorError as error:
+            raise ConfigError(str(error)) from error
+
+    def _living(self, events: Iterator[Event]) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, DeadLetter):
+                self.dead_letters.append(event)
+            else:
+                yield event
+
+
+def open_source(path: pathlib.Path, site: pathlib.Path | None, budget_kw: float | None) -> Source:
+    """Open a recording or an import. An import takes its site from a site file, or stands its hosts in
+    one row under `budget_kw`. Raises ConfigError in words."""
+    try:
+        return _own(path)
+    except NotARecording:
+        pass
+    try:
+        importer = detect(path)
+        if site is not None:
+            return Source(path, read_site(read_text(site, "the site file"), str(site)), None)
+        if budget_kw is None:
+            raise ConfigError(f"{path}: an import ({importer.name}) needs --budget-kw for its row, or --site")
+        proposed = importer.site_for(importer.hosts_in(path), budget_kw * 1000)
+        return Source(path, read_site(proposed, f"the row assumed for {path.name}"), None)
+    except (CollectorError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _own(path: pathlib.Path) -> Source:
+    try:
+        header = read_recording(path).header
+    except CollectorError as error:
+        if isinstance(error.__cause__, NotARecording):
+            raise error.__cause__ from error
+        raise ConfigError(str(error)) from error
+    return Source(path, read_site(header.site, "the recording's site"), header)
