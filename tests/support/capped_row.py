@@ -21,7 +21,7 @@ from schemas.decisions import Decision
 from schemas.emergencies import Emergency, Phase
 from schemas.envelope import Event
 from schemas.instants import Instant
-from schemas.outcomes import Failed, Lapsed, Outcome, Renewed, Verified
+from schemas.outcomes import Lapsed, Outcome, Renewed, Verified
 from schemas.samples import PowerRollup
 from schemas.shares import SafeShare, safe_shares
 from schemas.skus import SKUS
@@ -79,7 +79,9 @@ def site_of(row: Row) -> Site:
     )
 
 
-def reading(row: Row, at: Instant, p: Reading, *, upper: float = 2.0, coverage: float = 1.0) -> PowerRollup:
+def reading(
+    row: Row, at: Instant, p: Reading, *, upper: float = 1.3, coverage: float | None = None
+) -> PowerRollup:
     """The row's power at `p` of its budget; None is unknown."""
     return PowerRollup(
         at=at,
@@ -88,7 +90,7 @@ def reading(row: Row, at: Instant, p: Reading, *, upper: float = 2.0, coverage: 
         power_w=None if p is None else p * row.budget_w,
         upper_w=upper * row.budget_w,
         budget_w=row.budget_w,
-        coverage_ratio=coverage,
+        coverage_ratio=coverage if coverage is not None else 0.0 if p is None else 1.0,
         known_at=at,
         basis="unknown" if p is None else "meter",
     )
@@ -272,15 +274,11 @@ class Plant:
 
 
 def settled(loop: Loop, p: float = 0.5, *, until: Instant = T0) -> None:
-    """Bring every host of the loop's row to a verified permission to run uncapped, leases fresh at `until`."""
-    start = until - 20 * loop.policy.guardrails.blast_window_ms
-    now = start
+    """Bring every host of the loop's row to a verified permission to run uncapped, long before `until`."""
+    now = until - 3 * loop.policy.lease_ms
     while now < until:
         _, commands = loop.tick(now, [reading(loop.row, now, p)])
         loop.obeyed(now, commands)
         now += loop.policy.period_ms
     loop.decisions.clear()
     loop.commands.clear()
-
-
-__all__ = ["BUDGET_W", "ROW", "SOURCE", "T0", "Failed", "Loop", "Plant", "capped_row", "settled", "site_of"]
