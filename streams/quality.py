@@ -18,6 +18,8 @@ which counts as read at the tick.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,8 @@ from schemas.units import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Pick: TypeAlias = slice | IntArray
+"""Which devices of the first axis: all of them, or these."""
 
 NEVER: Instant = -(1 << 62)
 """Earlier than any event: a source not heard of yet."""
@@ -177,7 +181,7 @@ class Stillness:
     Arrays have the devices' shape, witnesses one axis in front of it.
     """
 
-    __slots__ = ("count", "held", "high", "low", "since")
+    __slots__ = ("_sworn", "count", "held", "high", "low", "since")
 
     def __init__(self, shape: tuple[int, ...], witnesses: int) -> None:
         self.held: FloatArray = np.full(shape, np.nan)
@@ -185,33 +189,37 @@ class Stillness:
         self.since: IntArray = np.full(shape, NEVER, np.int64)
         self.low: FloatArray = np.full((witnesses, *shape), np.nan)
         self.high: FloatArray = np.full((witnesses, *shape), np.nan)
+        self._sworn: IntArray = np.full(shape, NEVER, np.int64)  # the run that the witnesses speak of
 
-    def extend(self, at: IntArray, samples: IntArray, low_w: FloatArray, high_w: FloatArray) -> BoolArray:
-        """Take a tick's readings: how many of each device, the lowest and the highest, and when.
+    def extend(
+        self, pick: Pick, at: IntArray, samples: IntArray, low: FloatArray, high: FloatArray
+    ) -> BoolArray:
+        """Take a tick's readings of the picked devices: when, how many, the lowest and the highest.
 
-        Returns the devices whose run goes on; hand these ticks' witnesses to `testify`. A device
+        Returns which of them go on with their run; hand their witnesses to `testify`. A device
         without a reading keeps its run.
         """
-        heard = samples > 0
-        flat = heard & (low_w == high_w)
-        going: BoolArray = flat & (low_w == self.held)
-        starts = heard & ~going
-        self.count = np.where(going, self.count + samples, np.where(heard, samples, self.count))
-        self.held = np.where(starts, np.where(flat, low_w, np.nan), self.held)
-        self.since = np.where(starts, at, self.since)
-        self.low[:, starts] = np.nan
-        self.high[:, starts] = np.nan
+        flat: BoolArray = low == high  # never so where there is no reading
+        going: BoolArray = flat & (low == self.held[pick])
+        starts = (samples > 0) & ~going
+        self.count[pick] = np.where(starts, samples, self.count[pick] + samples)
+        self.since[pick] = np.where(starts, at, self.since[pick])
+        self.held[pick] = np.where(starts, np.where(flat, low, np.nan), self.held[pick])
         return going
 
-    def testify(self, going: BoolArray, low: FloatArray, high: FloatArray) -> None:
+    def testify(self, pick: Pick, going: BoolArray, low: FloatArray, high: FloatArray) -> None:
         """Widen the witnesses' swing where the run goes on."""
-        self.low = np.where(going, np.fmin(self.low, low), self.low)
-        self.high = np.where(going, np.fmax(self.high, high), self.high)
+        since, sworn = self.since[pick], self._sworn[pick]
+        known = sworn == since
+        old_low, old_high = self.low[:, pick], self.high[:, pick]
+        self.low[:, pick] = np.where(going, np.where(known, np.fmin(old_low, low), low), old_low)
+        self.high[:, pick] = np.where(going, np.where(known, np.fmax(old_high, high), high), old_high)
+        self._sworn[pick] = np.where(going, since, sworn)
 
     def stuck(self, at: IntArray, moves: FloatArray | float, rules: QualityRules) -> BoolArray:
-        """Devices with a run long enough, in samples and in time, over which a witness swung by
-        `moves` (broadcast against the witnesses) or more."""
+        """Devices last read at `at` with a run long enough, in samples and in time, over which a
+        witness swung by `moves` (broadcast against the witnesses) or more."""
         long: BoolArray = (self.count >= rules.still_samples) & (at - self.since >= rules.still_ms)
         if long.any():
-            long &= np.any(self.high - self.low >= moves, axis=0)
+            long &= (self._sworn == self.since) & np.any(self.high - self.low >= moves, axis=0)
         return long

@@ -25,9 +25,10 @@ messages and clocks since the last tick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
+import msgspec
 import numpy as np
 
 from schemas.envelope import Event, Tick
@@ -40,6 +41,7 @@ from streams.quality import (
     BoolArray,
     InOrder,
     IntArray,
+    Pick,
     QualityRules,
     SourceClocks,
     Stillness,
@@ -63,9 +65,9 @@ class RollupState:
         "board_clocks",
         "board_still",
         "boards",
-        "core_at",
         "core_c",
         "counts",
+        "frame_at",
         "frame_ids",
         "frames",
         "gpu_at",
@@ -96,7 +98,7 @@ class RollupState:
         self.gpu_at: IntArray = np.full((hosts, gpus), NEVER, np.int64)
         self.board_still = Stillness((hosts, gpus), 3)
         self.core_c: FloatArray = np.full((hosts, gpus), np.nan)
-        self.core_at: IntArray = np.full(hosts, NEVER, np.int64)
+        self.frame_at: IntArray = np.full(hosts, NEVER, np.int64)
         self.wall_clocks = SourceClocks(hosts)
         self.walls: dict[int, tuple[Reading, str]] = {}
         self.wall_ids = [""] * hosts
@@ -130,7 +132,8 @@ class Rollup:
         self._rack_of = np.repeat(np.arange(len(sizes)), sizes)
         self._rack_sizes = np.array(sizes)
         self._boards = [host.uuids or ("",) * host.gpu_count for host in hosts]
-        self._gpus = np.array([host.gpu_count for host in hosts])
+        self._gpu_counts = [host.gpu_count for host in hosts]
+        self._gpus = np.array(self._gpu_counts)
         self._width = int(self._gpus.max(initial=0))
         self._exists: BoolArray = np.arange(self._width) < self._gpus[:, None]
         self._rated_w = np.array([host.rated_w for host in hosts])
@@ -170,6 +173,8 @@ class Rollup:
                 if verdict := state.board_clocks.accept(host, event.at):
                     state.count(verdict)
                     continue
+                if event.gpus != state.boards[host] or any(event.faults):  # type: ignore[attr-defined]
+                    event = self._align(state, host, event)  # type: ignore[arg-type]
                 frames = state.frames.get(host)
                 if frames is None:
                     state.frames[host] = [event]  # type: ignore[list-item]  # `kind` told, not isinstance: speed
@@ -183,7 +188,7 @@ class Rollup:
                 before = state.ticks.at
                 if event.subject == self._row.path and state.ticks.take(event.at):
                     if event.at < before:  # the loop's clock was set back: nothing is newer than now
-                        for at in (state.gpu_at, state.wall_at, state.meter_at, state.core_at):
+                        for at in (state.gpu_at, state.wall_at, state.meter_at, state.frame_at):
                             np.minimum(at, event.at, out=at)
                     out.append(self._roll(state, event.at))
             elif isinstance(event, RackSample):
@@ -215,110 +220,117 @@ class Rollup:
         if not state.frames:
             return
         rules = self._rules
-        hosts = list(state.frames)
-        at = np.empty(len(hosts), np.int64)
-        for i, host in enumerate(hosts):
-            state.frame_ids[host] = state.frames[host][-1].id
+        heard = sorted(state.frames.items())
+        pick = self._pick([host for host, _ in heard])
+        at = np.empty((len(heard), 1), np.int64)
+        for i, (host, frames) in enumerate(heard):
+            state.frame_ids[host] = frames[-1].id
             at[i], ahead = state.board_clocks.read_at(host, now, rules)
             if ahead:
-                state.count("future", len(state.frames[host]))
-        power_w, starts = self._gather(state, state.frames.items(), _best_power_w)
-        sizes = np.diff(starts, append=len(power_w))
-        ceiling_w = np.repeat(rules.ceiling_ratio * self._tdp_w[hosts], sizes)[:, None]
+                state.count("future", len(frames))
+        power_w, starts = self._gather(heard, _best_power_w)
+        ceiling_w = (rules.ceiling_ratio * self._tdp_w)[pick].repeat(_sizes(starts, len(power_w)))[:, None]
         good = plausible(power_w, ceiling_w)
         samples = np.add.reduceat(good, starts, axis=0, dtype=np.int64)
-        total_w = np.add.reduceat(np.where(good, power_w, 0.0), starts, axis=0)
-        heard = samples > 0
         if not good.all():
-            exists = self._exists[hosts]
+            exists = self._exists[pick]
             absent = np.isnan(power_w)
             impossible = np.logical_or.reduceat(~good & ~absent, starts, axis=0)
             state.count("impossible", int((impossible & exists).sum()))
             state.count("lost", int((np.logical_and.reduceat(absent, starts, axis=0) & exists).sum()))
             power_w = np.where(good, power_w, np.nan)
-        state.gpu_w[hosts] = np.where(heard, total_w / np.maximum(samples, 1), state.gpu_w[hosts])
-        state.gpu_at[hosts] = np.where(heard, at[:, None], state.gpu_at[hosts])
+        total_w = np.add.reduceat(np.where(good, power_w, 0.0), starts, axis=0)
+        state.gpu_w[pick] = np.where(samples, total_w / np.maximum(samples, 1), state.gpu_w[pick])
+        state.gpu_at[pick] = np.where(samples, at, state.gpu_at[pick])
 
-        low_w, high_w, counted = (np.full(state.gpu_w.shape, np.nan), np.full(state.gpu_w.shape, np.nan),
-                                  np.zeros(state.gpu_w.shape, np.int64))  # fmt: skip
-        low_w[hosts] = np.fmin.reduceat(power_w, starts, axis=0)
-        high_w[hosts] = np.fmax.reduceat(power_w, starts, axis=0)
-        counted[hosts] = samples
-        going = state.board_still.extend(state.gpu_at, counted, low_w, high_w)
+        low_w, high_w = np.fmin.reduceat(power_w, starts, axis=0), np.fmax.reduceat(power_w, starts, axis=0)
+        going = state.board_still.extend(pick, at, samples, low_w, high_w)
         if going.any():
-            self._call_witnesses(state, going)
+            self._call_witnesses(state, heard, pick, going)
 
-        newest = [(host, state.frames[host][-1:]) for host in hosts]
-        core_c, _ = self._gather(state, newest, _core_c)
-        state.core_c[hosts] = np.where(plausible(core_c, _HOTTEST_C), core_c, np.nan)
-        state.core_at[hosts] = at
+        core_c, _ = self._gather([(host, frames[-1:]) for host, frames in heard], _core_c)
+        state.core_c[pick] = np.where(plausible(core_c, _HOTTEST_C), core_c, np.nan)
+        state.frame_at[pick] = at[:, 0]
         state.frames = {}
 
-    def _call_witnesses(self, state: RollupState, going: BoolArray) -> None:
+    def _call_witnesses(
+        self, state: RollupState, heard: list[tuple[int, list[GpuFrame]]], pick: Pick, going: BoolArray
+    ) -> None:
         """What should have moved a board's power: its utilisation, its clock, and, for a board at
         work, the power of the boards beside it."""
-        low = np.full((3, *going.shape), np.nan)
-        high = np.full((3, *going.shape), np.nan)
-        suspects = [(host, state.frames[host]) for host in np.flatnonzero(going.any(axis=1)).tolist()]
-        hosts = [host for host, _ in suspects]
+        low, high = np.empty((2, 3, *going.shape))
         for i, field in enumerate((_utilisation_ratio, _sm_mhz)):
-            seen, starts = self._gather(state, suspects, field)
-            low[i, hosts] = np.fmin.reduceat(seen, starts, axis=0)
-            high[i, hosts] = np.fmax.reduceat(seen, starts, axis=0)
-        sum_w = np.where(np.isnan(state.gpu_w), 0.0, state.gpu_w).sum(axis=1, keepdims=True)
-        beside_w = (sum_w - state.gpu_w) / np.maximum(self._gpus - 1, 1)[:, None]
-        at_work = state.gpu_w > self._rules.loaded_ratio * self._idle_w[:, None]
+            seen, starts = self._gather(heard, field)
+            low[i] = np.fmin.reduceat(seen, starts, axis=0)
+            high[i] = np.fmax.reduceat(seen, starts, axis=0)
+        gpu_w = state.gpu_w[pick]
+        beside_w = np.nansum(gpu_w, axis=1, keepdims=True) - gpu_w
+        beside_w /= np.maximum(self._gpus[pick] - 1, 1)[:, None]
+        at_work = gpu_w > self._rules.loaded_ratio * self._idle_w[pick, None]
         low[2] = high[2] = np.where(at_work, beside_w, np.nan)
-        state.board_still.testify(going, low, high)
+        state.board_still.testify(pick, going, low, high)
+
+    def _pick(self, hosts: list[int]) -> Pick:
+        """These hosts of an array; a slice, which numpy takes faster, when they are all."""
+        return slice(None) if len(hosts) == len(self._hosts) else np.array(hosts)
 
     def _gather(
         self,
-        state: RollupState,
-        heard: Iterable[tuple[int, list[GpuFrame]]],
+        heard: list[tuple[int, list[GpuFrame]]],
         field: Callable[[GpuFrame], Grid],
     ) -> tuple[FloatArray, IntArray]:
         """One grid of every frame, stacked: (samples, GPUs), hosts one after the other, and where
         each host starts. A host without samples has one row of NaN."""
-        width = self._width
+        width, gpus = self._width, self._gpu_counts
         blank = (None,) * width
         flat: list[Reading] = []
         starts: list[int] = []
         for host, frames in heard:
-            start = len(flat)
-            starts.append(start)
-            boards = state.boards[host]
+            starts.append(start := len(flat))
+            n = gpus[host]
             for frame in frames:
-                if frame.gpus == boards and len(boards) == width and not any(frame.faults):
-                    for row in field(frame):
-                        flat += row if len(row) == width else blank
-                else:
-                    columns = self._place(state, host, frame.gpus)
-                    boards = state.boards[host]
-                    if field is _best_power_w:
-                        state.count("unplaced", columns.count(-1))
-                    for row in field(frame):
-                        flat += _placed(row, columns, frame.faults, width)
+                for row in field(frame):
+                    if len(row) == width == n:
+                        flat += row
+                    else:
+                        flat += row + blank[n:] if len(row) == n else blank
             if len(flat) == start:
                 flat += blank
-        stacked = np.array(flat, np.float64).reshape(-1, width)
-        return stacked, np.array(starts) // width
+        return np.array(flat, np.float64).reshape(-1, width), np.array(starts) // width
 
-    def _place(self, state: RollupState, host: int, gpus: tuple[str, ...]) -> list[int]:
-        """The column of each board of a frame, -1 for one too many. A board not met before takes the
-        place of one that the frame does not name."""
+    def _align(self, state: RollupState, host: int, frame: GpuFrame) -> GpuFrame:
+        """The frame in the state's order of boards, unknown where a board is absent or has a fault.
+
+        A board not met before takes the place of one that the frame does not name; one more than
+        the host is said to have is counted and left out.
+        """
         boards = list(state.boards[host])
-        free = [column for column, board in enumerate(boards) if board not in gpus]
-        columns = []
-        for gpu in gpus:
-            if gpu in boards:
-                columns.append(boards.index(gpu))
-            elif free:
-                boards[free[0]] = gpu
-                columns.append(free.pop(0))
-            else:
-                columns.append(-1)
+        free = [column for column, board in enumerate(boards) if board not in frame.gpus]
+        columns: list[int | None] = [None] * len(boards)  # of the frame, by column of the state
+        for i, board in enumerate(frame.gpus):
+            if board not in boards:
+                if not free:
+                    state.count("unplaced")
+                    continue
+                boards[free.pop(0)] = board
+            if not (i < len(frame.faults) and frame.faults[i]):
+                columns[boards.index(board)] = i
         state.boards[host] = tuple(boards)
-        return columns
+
+        def aligned(row: tuple[Reading, ...]) -> tuple[Reading, ...]:
+            if len(row) != len(frame.gpus):
+                return (None,) * len(columns)
+            return tuple(None if i is None else row[i] for i in columns)
+
+        return msgspec.structs.replace(
+            frame,
+            gpus=tuple(boards),
+            power_w=tuple(map(aligned, frame.power_w)),
+            power_average_w=tuple(map(aligned, frame.power_average_w)),
+            sm_mhz=tuple(map(aligned, frame.sm_mhz)),
+            utilisation_ratio=tuple(map(aligned, frame.utilisation_ratio)),
+            core_c=aligned(frame.core_c),
+        )
 
     def _fold_walls(self, state: RollupState, now: Instant) -> None:
         if not state.walls:
@@ -328,23 +340,22 @@ class Rollup:
         good = plausible(watts, self._rules.ceiling_ratio * self._rated_w[hosts])
         state.count("lost", int(np.isnan(watts).sum()))
         state.count("impossible", int((~good & ~np.isnan(watts)).sum()))
-        heard = np.zeros(state.wall_w.shape, np.int64)
         for i, host in enumerate(hosts):
             at, ahead = state.wall_clocks.read_at(host, now, self._rules)
             if ahead:
                 state.count("future")
             if good[i]:
-                state.wall_w[host], state.wall_at[host], heard[host] = watts[i], at, 1
+                state.wall_w[host], state.wall_at[host] = watts[i], at
                 state.wall_ids[host] = state.walls[host][1]
-        going = state.wall_still.extend(state.wall_at, heard, state.wall_w, state.wall_w)
-        gpus_w: FloatArray = state.gpu_w.sum(
-            axis=1, where=self._exists
-        )  # NaN, no witness, if one was never read
-        state.wall_still.testify(going, gpus_w, gpus_w)
+        pick = np.array(hosts)
+        read_w = np.where(good, watts, np.nan)
+        going = state.wall_still.extend(pick, state.wall_at[pick], good.astype(np.int64), read_w, read_w)
+        # A host with a board never read has no sum, so no witness.
+        gpus_w: FloatArray = state.gpu_w.sum(axis=1, where=self._exists)[pick]
+        state.wall_still.testify(pick, going, gpus_w, gpus_w)
         state.walls = {}
 
     def _fold_meters(self, state: RollupState, now: Instant, hosts_w: Reading) -> None:
-        heard = np.zeros(state.meter_w.shape, np.int64)
         for meter, sample in state.meters.items():
             at, ahead = state.meter_clocks.read_at(meter, now, self._rules)
             if ahead:
@@ -353,16 +364,16 @@ class Rollup:
             opened = watts == 0.0 and sample.breaker_closed is False  # the one honest zero
             if watts is None:
                 state.count("lost")
-            elif opened or 0.0 < watts <= self._rules.ceiling_ratio * self._row.rated_w:
-                state.meter_w[meter], state.meter_at[meter], heard[meter] = watts, at, 1
-                state.meter_ids[meter] = sample.id
-            else:
+                continue
+            if not (opened or 0.0 < watts <= self._rules.ceiling_ratio * self._row.rated_w):
                 state.count("impossible")
-        if state.meters:
-            going = state.meter_still.extend(state.meter_at, heard, state.meter_w, state.meter_w)
-            beside_w = np.full(heard.shape, np.nan if hosts_w is None else hosts_w)
-            state.meter_still.testify(going, beside_w, beside_w)
-            state.meters = {}
+                continue
+            state.meter_w[meter], state.meter_at[meter], state.meter_ids[meter] = watts, at, sample.id
+            pick, one, read_w = np.array([meter]), np.ones(1, np.int64), np.array([watts])
+            going = state.meter_still.extend(pick, state.meter_at[pick], one, read_w, read_w)
+            beside_w = np.array([np.nan if hosts_w is None else hosts_w])
+            state.meter_still.testify(pick, going, beside_w, beside_w)
+        state.meters = {}
 
     # -- summing ----------------------------------------------------------------------------------
 
@@ -393,7 +404,7 @@ class Rollup:
         state.count("stale", int((walled & ~wall_fresh).sum()))
         state.count("stuck", int(wall_stuck.sum()))
         state.count("contradicted", int(denied.sum()))
-        state.count("silent", int((~walled & ~heard.any(axis=1)).sum()))
+        state.count("silent", int((~walled & (state.frame_at == NEVER)).sum()))
 
         # Hosts: what they draw, and what they can draw at most.
         share = np.where(by_wall, 1.0, boards / self._gpus)
@@ -503,7 +514,7 @@ class Rollup:
         return tuple(round(watts, 3) if known else None for watts, known in racks)
 
     def _hottest_c(self, state: RollupState, now: Instant) -> Reading:
-        fresh = (state.core_at >= now - self._rules.gpu_stale_ms)[:, None] & ~np.isnan(state.core_c)
+        fresh = (state.frame_at >= now - self._rules.gpu_stale_ms)[:, None] & ~np.isnan(state.core_c)
         return float(state.core_c[fresh].max()) if fresh.any() else None
 
 
@@ -519,17 +530,12 @@ def _core_c(frame: GpuFrame) -> Grid:
     return (frame.core_c,)
 
 
-def _placed(
-    row: tuple[Reading, ...], columns: list[int], faults: tuple[str, ...], width: int
-) -> list[Reading]:
-    """A frame's row in the state's columns; unknown where the board has a fault, and everywhere when
-    the row is of the wrong length."""
-    placed: list[Reading] = [None] * width
-    if len(row) == len(columns):
-        for i, column in enumerate(columns):
-            if column >= 0 and not (i < len(faults) and faults[i]):
-                placed[column] = row[i]
-    return placed
+def _sizes(starts: IntArray, end: int) -> IntArray:
+    """How many rows each host has."""
+    sizes = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
+    sizes[-1] = end - starts[-1]
+    return sizes
 
 
 def _milliwatts(watts: Reading) -> Reading:

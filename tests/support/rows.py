@@ -10,6 +10,7 @@ from schemas.topology import Host, Priority, Rack, Row
 from schemas.units import Reading
 
 ROW = "ams1/row-a"
+FEEDS = ("ams1/ups-1/pdu-1/feed-a", "ams1/ups-2/pdu-2/feed-b")
 T0 = 1_700_000_000_000
 
 
