@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 
-from support.boards import LATENCIES, Boards, make_host
+from support.boards import LATENCIES, Boards, Wiring, make_host
 
 from actuators.base import Actuator, ActuatorError, Found, Readback
 from actuators.gpu_nvml import NvmlActuator
@@ -139,21 +139,25 @@ class Hosted:
         limit_w: float = 0.0,
         state_file: File | None = None,
         latencies: Mapping[Path, Span] = LATENCIES,
-        actuators: Mapping[Path, Actuator] | None = None,
-        boards: Boards | None = None,
-        now: Instant = T0,
+        wiring: Wiring = "own",
     ) -> None:
-        self.host = boards.host if boards else make_host(gpus, paths=paths or ("in_band",))
-        self.boards = boards or Boards(self.host, latencies, limit_w=limit_w)
+        self.host = make_host(gpus, paths=paths or ("in_band",))
+        self.boards = Boards(self.host, latencies, limit_w=limit_w, wiring=wiring)
         self.actuators: dict[Path, Actuator] = {
             path: NvmlActuator(self.host, path, self.boards.nvml(path)) for path in self.host.paths
         }
-        self.actuators.update(actuators or {})
         self.share = share_of(self.host)
         self.state_file = state_file
-        self.now = now
+        self.now = T0
         self.said: list[Outcome] = []
         self.agent = HostAgent(self.host, self.actuators, self.share, state_file, source="actuator/test")
+
+    def intercept(self, path: Path, *, on: str, lasting: bool = False) -> Failing:
+        """Put an interceptor before the actuator of `path`; not yet failing."""
+        failing = Failing(self.actuators[path], on=on, lasting=lasting)
+        failing.failing = False
+        self.actuators[path] = failing
+        return failing
 
     def start(self) -> list[Outcome]:
         return self._hear(self.agent.start(self.now))
