@@ -54,16 +54,16 @@ STUDY_HOUR = LoadProfile(
         (300.0, 0.04),
         (900.0, 0.15),
         (1500.0, 0.3),
-        (1800.0, 0.45),
-        (2100.0, 0.5),
-        (2700.0, 0.5),
-        (3000.0, 0.3),
+        (1800.0, 0.35),
+        (2100.0, 0.38),
+        (2700.0, 0.38),
+        (3000.0, 0.25),
         (3300.0, 0.08),
         (3600.0, 0.03),
     ),
     bursts=(
         Burst(at_s=1200.0, rise_s=30.0, hold_s=60.0, height_ratio=0.2),
-        Burst(at_s=2160.0, rise_s=150.0, hold_s=300.0, height_ratio=0.5),
+        Burst(at_s=2160.0, rise_s=120.0, hold_s=240.0, height_ratio=0.62),
     ),
     wander_ratio=0.02,
 )
@@ -72,7 +72,7 @@ STUDY_HOUR = LoadProfile(
 over 40 s of about the published 0.118. With 52 servers it touches the budget (0.79 x 1.30 = 1.027) for a
 minute or so, which opens no breaker: physics is more patient than a threshold."""
 
-DEMO = msgspec.structs.replace(STUDY_HOUR, requests_per_s=0.42)
+DEMO = msgspec.structs.replace(STUDY_HOUR, requests_per_s=0.45)
 """The same hour on a bad evening, for the demonstration: enough more requests that the surge draws some
 8 % more power (the study's robustness run, recalled, has 5 %). Uncontrolled, 52 servers then stay above
 the budget for about six minutes, mean 1.06, and the row's breaker opens halfway through the surge."""
