@@ -44,23 +44,19 @@ GPU UUIDs in index order. ``[[skus]]`` adds a board, or changes figures of a kno
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
-import re
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import msgspec
 
 from schemas.commands import Path
-from schemas.hostlist import MOST_NAMES, expand, is_name
+from schemas.hostlist import MOST_NAMES
 from schemas.skus import SKUS, Sku
+from schemas.toml_tables import NotToml, Table, not_among, read_toml
 from schemas.topology import Host, PowerNode, Priority, Rack, Row, Site
 
 _SERVER_GPUS = 8  # the server that a Sku's overheads describe
-_HIGHEST = 1e12  # no quantity of a site comes near: a terawatt
 
 
 class SiteFileError(ValueError):
@@ -77,181 +73,21 @@ def read_site(text: str, name: str) -> Site:
     Raises SiteFileError with every problem found, each as file, key, value and what is allowed. Items
     are counted from 0, as in ``feeds[0]``.
     """
-    problems: list[str] = []
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        where = re.fullmatch(r"(?s)(.*) \(at (line \d+, column \d+|end of document)\)", str(error))
-        said = f"{where[2]}: {where[1]}" if where else str(error)
-        raise SiteFileError([f"{name}: {said} (the file is not TOML)"]) from error
-    site = _read(_Table(raw, "", name, problems))
-    if problems:
-        raise SiteFileError(problems)
+        root = read_toml(text, name)
+    except NotToml as error:
+        raise SiteFileError([str(error)]) from error
+    site = _read(root)
+    if root.problems:
+        raise SiteFileError(root.problems)
     return site
-
-
-class _Table:
-    """One table of the file. Hands out its keys checked, and notes what is wrong with them.
-
-    What a broken key hands out keeps the checks that follow quiet: NaN, 0 or an empty text.
-    """
-
-    def __init__(self, raw: Mapping[str, object], where: str, file: str, problems: list[str]) -> None:
-        self.raw, self.where, self.file, self.problems = raw, where, file, problems
-        self._known: list[str] = []
-
-    def key(self, key: str) -> str:
-        """The whole path of a key of this table, as in ``feeds[3].limit_w``."""
-        return f"{self.where}.{key}" if self.where else key
-
-    def wrong(self, key: str, rule: str) -> None:
-        """Note that the value of `key` breaks `rule`."""
-        self.problems.append(f"{self.file}: {self.key(key)} = {_shown(self.raw.get(key))}: {rule}")
-
-    def missing(self, key: str, meaning: str) -> None:
-        """Note that `key` must be given."""
-        self.problems.append(f"{self.file}: {self.key(key)} is missing: {meaning}")
-
-    def has(self, key: str) -> bool:
-        """Whether the file gives `key`."""
-        self._known.append(key)
-        return key in self.raw
-
-    def text(self, key: str, meaning: str) -> str:
-        """A text that must be given."""
-        if not self.has(key):
-            self.missing(key, meaning)
-            return ""
-        value = self.raw[key]
-        if isinstance(value, str) and value:
-            return value
-        self.wrong(key, f"must be a text in quotes ({meaning})")
-        return ""
-
-    def name(self, taken: dict[str, str], meaning: str) -> str:
-        """The table's own name, which no other in `taken` (name → where it stands) may have."""
-        name = self.text("name", meaning)
-        if name and not is_name(name):
-            self.wrong("name", "must be letters, digits and . _ - after the first")
-        elif name in taken:
-            self.wrong("name", f"must be unique; {taken[name]} has it too")
-        elif name:
-            taken[name] = self.where
-        return name
-
-    def choice(self, key: str, known: Collection[str], meaning: str) -> str:
-        """A text that must be one of `known`."""
-        text = self.text(key, meaning)
-        if text and text not in known:
-            self.wrong(key, _not_among(text, known))
-            return ""
-        return text
-
-    def choices(self, key: str, known: Collection[str], meaning: str) -> tuple[str, ...]:
-        """A list of texts of `known`, each once."""
-        value = self.raw[key] if self.has(key) else []
-        if not isinstance(value, list):
-            self.wrong(key, f"must be a list of texts ({meaning})")
-            return ()
-        found: list[str] = []
-        for index, item in enumerate(value):
-            entry = _Table({f"{key}[{index}]": item}, self.where, self.file, self.problems)
-            text = entry.choice(f"{key}[{index}]", known, meaning)
-            if text in found:
-                entry.wrong(f"{key}[{index}]", "stands in this list twice")
-            elif text:
-                found.append(text)
-        return tuple(found)
-
-    def number(self, key: str, meaning: str, default: float | None = None, *, zero: bool = False) -> float:
-        """A finite number above zero (`zero`: or zero itself); NaN when it is none."""
-        if not self.has(key):
-            if default is None:
-                self.missing(key, meaning)
-                return math.nan
-            return default
-        value = self.raw[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.wrong(key, f"must be a number ({meaning})")
-        elif math.isnan(value):
-            self.wrong(key, f"must be a number, and nan is none ({meaning})")
-        elif abs(value) >= _HIGHEST:
-            self.wrong(key, f"must be below {_HIGHEST:.10g} ({meaning})")
-        elif value < 0 or (value == 0 and not zero):
-            self.wrong(key, f"must be {'zero or above' if zero else 'above zero'} ({meaning})")
-        else:
-            return float(value)
-        return math.nan
-
-    def whole(self, key: str, meaning: str, default: int | None = None) -> int:
-        """A whole number above zero; 0 when it is none."""
-        number = self.number(key, meaning, default)
-        if number % 1 > 0:
-            self.wrong(key, f"must be a whole number ({meaning})")
-        return 0 if math.isnan(number) else int(number)
-
-    def pattern(self, key: str, meaning: str) -> tuple[str, ...]:
-        """The names that a hostlist pattern stands for."""
-        text = self.text(key, meaning)
-        try:
-            return expand(text) if text else ()
-        except ValueError as error:
-            self.wrong(key, f"{error} (a hostlist pattern such as r[01-13])")
-            return ()
-
-    def tables(self, key: str, meaning: str, *, needed: bool = True) -> list[_Table]:
-        """The ``[[key]]`` tables, in order."""
-        title = f"[[{self.title(key)}]]"
-        if not self.has(key):
-            if needed:
-                self.missing(key, f"write {title}, once for each of {meaning}")
-            return []
-        value = self.raw[key]
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            self.wrong(key, f"must be written {title}, once for each of {meaning}")
-            return []
-        if needed and not value:
-            self.wrong(key, f"must have at least one of {meaning}")
-        at = self.key(key)
-        return [_Table(item, f"{at}[{i}]", self.file, self.problems) for i, item in enumerate(value)]
-
-    def title(self, key: str) -> str:
-        """A sub-table's TOML header: the path without the indices."""
-        return re.sub(r"\[\d+\]", "", self.key(key))
-
-    def table(self, key: str) -> _Table | None:
-        """The ``[key]`` table where the file has one."""
-        value = self.raw[key] if self.has(key) else None
-        if isinstance(value, dict):
-            return _Table(value, self.key(key), self.file, self.problems)
-        if value is not None:
-            self.wrong(key, f"must be a table, written [{self.title(key)}]")
-        return None
-
-    def close(self) -> None:
-        """Note the keys that nobody asked for. Call it when everything has been asked."""
-        for key in self.raw:
-            if key not in self._known:
-                self.wrong(key, f"no such key here; {_not_among(key, self._known)}")
-
-
-def _not_among(text: str, known: Collection[str]) -> str:
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(text.lower(), folded, n=1)
-    hint = f"did you mean {folded[close[0]]}? " if close else ""
-    return f"{hint}there is {', '.join(dict.fromkeys(known)) or 'none'}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _read(root: _Table) -> Site:
+def _read(root: Table) -> Site:
     head = root.table("site")
     if head is None:
         if "site" not in root.raw:
@@ -269,7 +105,7 @@ def _read(root: _Table) -> Site:
     return Site(name=site, rows=built, power=tuple(nodes.values()))
 
 
-def _power(root: _Table, site: str) -> dict[str, PowerNode]:
+def _power(root: Table, site: str) -> dict[str, PowerNode]:
     """The power tree by node name."""
     nodes: dict[str, PowerNode] = {}
     taken: dict[str, str] = {}
@@ -305,7 +141,7 @@ _SKU_KEYS = {
 }
 
 
-def _skus(root: _Table) -> dict[str, Sku]:
+def _skus(root: Table) -> dict[str, Sku]:
     """The boards built in and the site's own, by name."""
     skus, taken = dict(SKUS), dict[str, str]()
     for table in root.tables("skus", "the site's own boards", needed=False):
@@ -325,7 +161,7 @@ def _skus(root: _Table) -> dict[str, Sku]:
     return skus
 
 
-def _check_sku(table: _Table, sku: Sku) -> None:
+def _check_sku(table: Table, sku: Sku) -> None:
     def not_above(key: str, other: str) -> None:
         if getattr(sku, key) > getattr(sku, other):
             if key in table.raw:
@@ -348,7 +184,7 @@ def _check_sku(table: _Table, sku: Sku) -> None:
 
 
 def _racks(
-    tables: list[_Table], rows: list[_Table], site: str, nodes: dict[str, PowerNode], skus: dict[str, Sku]
+    tables: list[Table], rows: list[Table], site: str, nodes: dict[str, PowerNode], skus: dict[str, Sku]
 ) -> list[Rack]:
     """Every rack with its hosts, in the file's order."""
     row_names = [name for row in rows if isinstance(name := row.raw.get("name"), str)]
@@ -377,7 +213,7 @@ def _racks(
 
 
 def _hosts(
-    tables: list[_Table], racks: list[str], row: str, skus: dict[str, Sku], homes: dict[str, str]
+    tables: list[Table], racks: list[str], row: str, skus: dict[str, Sku], homes: dict[str, str]
 ) -> dict[str, list[Host]]:
     """The hosts of one ``[[racks]]`` table by rack path. `homes`: UUID → host path, over the whole file."""
     hosts: dict[str, list[Host]] = {rack: [] for rack in racks}
@@ -427,7 +263,7 @@ def _hosts(
     return hosts
 
 
-def _server(table: _Table, sku: Sku | None, gpus: int) -> tuple[float, float, float]:
+def _server(table: Table, sku: Sku | None, gpus: int) -> tuple[float, float, float]:
     """Nameplate, and overhead at rest and at full load, of a host, in watts."""
     scale = gpus / _SERVER_GPUS
     tdp_w = gpus * sku.tdp_w if sku else math.nan
@@ -448,7 +284,7 @@ def _server(table: _Table, sku: Sku | None, gpus: int) -> tuple[float, float, fl
     return (tdp_w + max_w if math.isnan(rated_w) else rated_w), idle_w, max_w
 
 
-def _uuids(table: _Table, hosts: list[str], gpus: int) -> dict[str, tuple[str, ...]]:
+def _uuids(table: Table, hosts: list[str], gpus: int) -> dict[str, tuple[str, ...]]:
     """GPU UUIDs by ``rack/host``."""
     given = table.table("uuids")
     found: dict[str, tuple[str, ...]] = {}
@@ -456,7 +292,7 @@ def _uuids(table: _Table, hosts: list[str], gpus: int) -> dict[str, tuple[str, .
         assert given is not None
         value = given.raw[host]
         if host not in hosts:
-            given.wrong(host, f"no such host in this block; {_not_among(host, hosts)}")
+            given.wrong(host, f"no such host in this block; {not_among(host, hosts)}")
         elif not isinstance(value, list) or not all(isinstance(uuid, str) and uuid for uuid in value):
             given.wrong(host, "must be a list of GPU UUIDs in index order")
         elif len(value) != gpus:
@@ -469,7 +305,7 @@ def _uuids(table: _Table, hosts: list[str], gpus: int) -> dict[str, tuple[str, .
 
 
 def _rows(
-    tables: list[_Table], racks: list[Rack], peopled: list[object], site: str, nodes: dict[str, PowerNode]
+    tables: list[Table], racks: list[Rack], peopled: list[object], site: str, nodes: dict[str, PowerNode]
 ) -> tuple[Row, ...]:
     """Every row, with its power cross-checked."""
     rows: list[Row] = []
@@ -499,7 +335,7 @@ def _rows(
     return tuple(rows)
 
 
-def _check_meters(table: _Table, meters: list[PowerNode], feeds: Collection[str], others: set[str]) -> None:
+def _check_meters(table: Table, meters: list[PowerNode], feeds: Collection[str], others: set[str]) -> None:
     """A row's meters sum to its power only if each of its feeds is behind exactly one, and no other row's."""
 
     def behind(feed: str) -> list[PowerNode]:
