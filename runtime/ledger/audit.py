@@ -7,29 +7,32 @@ from __future__ import annotations
 
 import msgspec
 
+from runtime.ledger.holding import Holding, who
 from runtime.ledger.store import Ledger
-from schemas.commands import Brake, Command, LimitPower, LockClocks
+from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event
 from schemas.forecasts import PeakForecast
-from schemas.instants import Instant
+from schemas.instants import MINUTE, Instant
 from schemas.operators import Pin
-from schemas.outcomes import Lapsed, Outcome, Released, Renewed, Verified
+from schemas.outcomes import Outcome, Verified
 from schemas.samples import PowerRollup
 
-_COMMANDS = (LockClocks, LimitPower, Brake)
+__all__ = ["Alert", "Holding", "UnknownCommand", "Walk", "alerts", "who", "why"]
 
 
 class UnknownCommand(LookupError):
-    """No record, or more than one, goes by the id that was asked for."""
+    """The id that was asked for is that of no command; the text says whose it is."""
 
 
 class Walk(msgspec.Struct, frozen=True):
     """The way from samples to effect of one command.
 
     `samples` and `outside` tell the readings the rollup rests on: those in the ledger, and how many
-    more it names. `outcomes` are in order; `effect_w` is what was measured at read-back.
+    more it names. `outcomes` are in order; `effect_w` is what was measured at read-back. `siblings`
+    counts the other commands of the same decision. `row_after` is the first rollup in the ledger at
+    or after the read-back.
     """
 
     command: Command
@@ -47,28 +50,29 @@ class Walk(msgspec.Struct, frozen=True):
 
 
 def why(ledger: Ledger, identity: str) -> Walk:
-    """The walk of the command `identity` (a prefix will do). Raises UnknownCommand."""
-    command = ledger.get(identity)
-    if command is None:
-        raise UnknownCommand(f"no single record begins with id {identity!r}")
+    """The walk of the command `identity`, or of the command that the outcome `identity` is of; the
+    first characters of the id will do.
+
+    Raises UnknownId, AmbiguousId, or UnknownCommand where the id is of something else.
+    """
+    command = ledger.find(identity)
     if isinstance(command, Outcome):
-        return why(ledger, command.command)
+        outcome, command = command, ledger.get(command.command) or command
+        if isinstance(command, Outcome):
+            raise UnknownCommand(
+                f"{outcome.id} is a {type(outcome).__name__} of {outcome.subject}, "
+                "and its command is not in this ledger"
+            )
     if not isinstance(command, Command):
-        raise UnknownCommand(f"{identity} is a {type(command).__name__}, not a command")
-    causes = [event for event in map(ledger.get, command.cause) if event is not None]
-    decision = next((event for event in causes if isinstance(event, Decision)), None)
+        raise UnknownCommand(_not_a_command(ledger, command))
+    decision = next((event for event in _known(ledger, command.cause) if isinstance(event, Decision)), None)
     if decision is None:
-        raise UnknownCommand(f"the decision behind {identity} is not in the ledger")
-    grounds = [event for event in map(ledger.get, decision.cause) if event is not None]
+        raise UnknownCommand(f"the decision behind command {command.id} is not in this ledger")
+    grounds = _known(ledger, decision.cause)
     rollup = next((event for event in grounds if isinstance(event, PowerRollup)), None)
-    readings = [ledger.get(cause) for cause in (rollup.cause if rollup else ())]
-    effects = ledger.effects(command.id)
-    outcomes = tuple(event for event in effects if isinstance(event, Outcome))
+    samples = _known(ledger, rollup.cause) if rollup else ()
+    outcomes = _outcomes_of(ledger, command)
     verified = next((outcome for outcome in outcomes if isinstance(outcome, Verified)), None)
-    after = None
-    if verified is not None:
-        rollups = ledger.of_type([PowerRollup], since=verified.at, subject=decision.subject)
-        after = next((event for event in rollups if isinstance(event, PowerRollup)), None)
     return Walk(
         command=command,
         decision=decision,
@@ -76,60 +80,50 @@ def why(ledger: Ledger, identity: str) -> Walk:
         emergencies=tuple(event for event in grounds if isinstance(event, Emergency)),
         pins=tuple(event for event in grounds if isinstance(event, Pin)),
         rollup=rollup,
-        samples=tuple(event for event in readings if event is not None),
-        outside=sum(event is None for event in readings),
+        samples=samples,
+        outside=len(rollup.cause) - len(samples) if rollup else 0,
         outcomes=outcomes,
-        siblings=sum(isinstance(event, Command) for event in ledger.effects(decision.id)) - 1,
+        siblings=len(_commands_of(ledger, decision)) - 1,
         effect_w=verified.effect_w if verified else None,
-        row_after=after,
+        row_after=_rollup_from(ledger, decision.subject, verified.at) if verified else None,
     )
 
 
-class Holding(msgspec.Struct, frozen=True):
-    """Who held one host at an instant: the command in force, what had become of it, and since when.
-
-    `command` is None where nothing had been commanded, or the lease had lapsed or been released:
-    then `state` says what holds instead.
-    """
-
-    target: str
-    state: str
-    command: Command | None = None
-    outcome: Outcome | None = None
+def _known(ledger: Ledger, identities: tuple[str, ...]) -> tuple[Event, ...]:
+    return tuple(event for event in map(ledger.get, identities) if event is not None)
 
 
-def who(ledger: Ledger, target: str, at: Instant) -> tuple[Holding, ...]:
-    """What held each commanded host at or below `target` at the instant `at`, by host."""
-    by_host: dict[str, dict[str, tuple[Command, Outcome | None]]] = {}
-    for event in ledger.of_type(_COMMANDS, until=at, subject=target):
-        assert isinstance(event, Command)
-        by_host.setdefault(event.target, {})[event.id] = (event, None)
-    ended: dict[str, Outcome] = {}
-    for event in ledger.of_type(Outcome.__subclasses__(), until=at, subject=target):
-        assert isinstance(event, Outcome)
-        commands = by_host.get(event.subject, {})
-        if event.command in commands:
-            commands[event.command] = (commands[event.command][0], event)
-        ended[event.subject] = event
-    return tuple(_holding(host, commands, ended.get(host), at) for host, commands in sorted(by_host.items()))
+def _outcomes_of(ledger: Ledger, command: Command) -> tuple[Outcome, ...]:
+    # A host's clock may be behind the controller's.
+    said = ledger.of_type(Outcome.__subclasses__(), subject=command.target, since=command.at - MINUTE)
+    return tuple(event for event in said if isinstance(event, Outcome) and event.command == command.id)
 
 
-def _holding(host: str, commands: dict[str, tuple[Command, Outcome | None]], last: Outcome | None, at: Instant) -> Holding:
-    if isinstance(last, Lapsed | Released):
-        return Holding(host, f"{type(last).__name__.lower()}: {last.detail}", outcome=last)
-    held = [(c, o) for c, o in commands.values() if isinstance(o, Verified | Renewed)]
-    if not held:
-        command, outcome = list(commands.values())[-1]
-        state = type(outcome).__name__.lower() if outcome else "asked, no answer yet"
-        return Holding(host, state, command, outcome)
-    command, outcome = held[-1]
-    if at >= command.lease.expires_at and command.lease.on_expiry != "hold":
-        return Holding(host, f"lease ran out: {command.lease.on_expiry}", command, outcome)
-    return Holding(host, "in force", command, outcome)
+def _commands_of(ledger: Ledger, decision: Decision) -> list[Command]:
+    """The commands that a decision led to: all of its own instant."""
+    asked = ledger.of_type(Command.__subclasses__(), since=decision.at, until=decision.at)
+    return [event for event in asked if isinstance(event, Command) and decision.id in event.cause]
+
+
+def _rollup_from(ledger: Ledger, row: str, since: Instant) -> PowerRollup | None:
+    for event in ledger.of_type([PowerRollup], since=since, subject=row):
+        assert isinstance(event, PowerRollup)
+        return event
+    return None
+
+
+def _not_a_command(ledger: Ledger, event: Event) -> str:
+    told = f"{event.id} is a {type(event).__name__} of {event.subject}, not a command"
+    commands = [command.id for command in _commands_of(ledger, event)] if isinstance(event, Decision) else []
+    if not commands:
+        return told
+    more = f" and {len(commands) - 3} more" if len(commands) > 3 else ""
+    return f"{told}; its commands are {', '.join(commands[:3])}{more}"
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """One emergency from raised to its latest phase."""
+    """One emergency from raised to its latest phase. `worst` is the value farthest from its limit
+    while it was open."""
 
     episode: str
     subject: str
@@ -143,31 +137,34 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 def alerts(ledger: Ledger, since: Instant = 0) -> tuple[Alert, ...]:
-    """Emergencies with a phase at or after `since`, by the time they were raised."""
+    """Emergencies that are open, or had a phase at or after `since`, by the time they were raised."""
     episodes: dict[str, list[Emergency]] = {}
     for event in ledger.of_type([Emergency]):
         assert isinstance(event, Emergency)
         episodes.setdefault(event.episode, []).append(event)
-    found = []
-    for episode, phases in episodes.items():
-        last = phases[-1]
-        if last.at < since and last.phase == "cleared":
-            continue
-        values = [phase.value for phase in phases if phase.value is not None]
-        found.append(
-            Alert(
-                episode=episode,
-                subject=last.subject,
-                kind=last.kind,
-                raised_at=phases[0].at,
-                phase=last.phase,
-                at=last.at,
-                worst=max(values) if values else None,
-                limit=phases[0].limit,
-                because=phases[0].because,
-            )
+    found = [
+        Alert(
+            episode=episode,
+            subject=phases[-1].subject,
+            kind=phases[-1].kind,
+            raised_at=phases[0].at,
+            phase=phases[-1].phase,
+            at=phases[-1].at,
+            worst=_worst(phases),
+            limit=phases[0].limit,
+            because=phases[0].because,
         )
+        for episode, phases in episodes.items()
+        if phases[-1].at >= since or phases[-1].phase != "cleared"
+    ]
     return tuple(sorted(found, key=lambda alert: (alert.raised_at, alert.episode)))
 
 
-__all__ = ["Alert", "Holding", "UnknownCommand", "Walk", "alerts", "who", "why"]
+def _worst(phases: list[Emergency]) -> float | None:
+    # Too little is as bad as too much, by kind: coverage falls below its limit, power rises above it.
+    beyond = [
+        (abs(phase.value - (phase.limit or 0.0)), phase.value)
+        for phase in phases
+        if phase.value is not None and phase.phase != "cleared"
+    ]
+    return max(beyond)[1] if beyond else None
