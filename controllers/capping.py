@@ -288,9 +288,10 @@ def _waits(view: View, policy: CappingPolicy, now: Instant, host: Host) -> bool:
     if host.path in view.released:
         return False
     control = view.control(host.path)
-    ceiling = control.loosest(now)
-    at_step = ceiling is not None and ceiling <= policy.clocks_of(host.sku).low_t2
-    return not (at_step or (control.lapsed and control.lock.asked is None) or gave_up(control, policy, now))
+    step, ceiling, asked = policy.clocks_of(host.sku).low_t2, control.loosest(now), control.lock.asked
+    at_step = ceiling is not None and ceiling <= step
+    at_share = control.lapsed and (asked is None or asked.max_mhz <= step)
+    return not (at_step or at_share or gave_up(control, policy, now))
 
 
 def gave_up(control: HostControl, policy: CappingPolicy, now: Instant) -> bool:

@@ -118,13 +118,3 @@ def _command(
         max_mhz=setting.max_mhz, path=setting.path,
         min_mhz=setting.max_mhz if policy.switches.lock_range == "[f,f]" else None,
     )  # fmt: skip
-
-
-def loosens(command: Command, view: View) -> bool:
-    """Whether a command would give its host headroom that it is not seen to have: for a host that can
-    keep no record of it."""
-    if not isinstance(command, LockClocks):
-        return False
-    host = view.control(command.target)
-    ceiling = host.ceiling(view.now)
-    return host.braked or ceiling is None or command.max_mhz > ceiling

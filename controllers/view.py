@@ -299,15 +299,25 @@ def _outcome(state: ViewState, outcome: Outcome) -> None:
                 control.asked = msgspec.structs.replace(asked, failed=word)
             elif isinstance(outcome, Superseded):
                 control.asked = None
-        if isinstance(outcome, Lapsed | Released):
-            for held in (control.asked, control.in_force):
-                if held is not None and held.id == outcome.command and not _holds_on(held, outcome):
-                    control.asked = control.in_force = None
-                    host.lapsed = host.lapsed or control is host.lock
+        if isinstance(outcome, Released) or (isinstance(outcome, Lapsed) and not _holds(control, outcome)):
+            _ended(host, control, outcome.command)
 
 
-def _holds_on(held: Asked, outcome: Lapsed | Released) -> bool:
-    return isinstance(outcome, Lapsed) and held.on_expiry == "hold"
+def _holds(control: Control, lapsed: Lapsed) -> bool:
+    words = (control.asked, control.in_force)
+    return any(word is not None and word.id == lapsed.command and word.on_expiry == "hold" for word in words)
+
+
+def _ended(host: HostControl, control: Control, command: str) -> None:
+    """A setting is no more. One that was asked had taken the earlier one's place; one that was in force
+    says nothing of what was asked since."""
+    if _is(control.asked, command):
+        control.asked = control.in_force = None
+    elif _is(control.in_force, command):
+        control.in_force = None
+    else:
+        return
+    host.lapsed = host.lapsed or control is host.lock
 
 
 def _let_go(brake: Control, lock: Asked) -> None:

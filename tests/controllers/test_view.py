@@ -67,6 +67,15 @@ def test_a_setting_that_ended_leaves_the_host_at_its_safe_share(kind: type[Outco
     assert (control.ceiling(T0 + 3), control.lapsed) == (None, True)
 
 
+def test_the_end_of_an_older_setting_says_nothing_of_what_was_asked_since() -> None:
+    older, newer = lock(HOST, T0, 1275), lock(HOST, T0 + 85 * SECOND, 1410)
+    seen = [older, word(Verified, older, T0 + 1), newer, word(Lapsed, older, T0 + 90 * SECOND)]
+    control = fold(ViewState(), seen).hosts[HOST]
+    assert (control.lock.in_force, control.lapsed) == (None, True)
+    assert control.lock.asked is not None, "else it would be asked twice"
+    assert ceiling(*seen, word(Verified, newer, T0 + 99 * SECOND), at=T0 + 100 * SECOND) == 1410
+
+
 def test_a_looser_lock_under_way_may_have_landed_unseen() -> None:
     tight, loose = lock(HOST, T0, 1110), lock(HOST, T0 + 10, 1410)
     control = fold(ViewState(), [tight, word(Verified, tight, T0 + 1), loose]).hosts[HOST]
