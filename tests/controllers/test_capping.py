@@ -143,8 +143,9 @@ def test_the_brake_stays_while_a_ups_is_failing_over() -> None:
         assert decision.mode == "B", "one UPS is well again, the other is not"
     now = T0 + 200 * SECOND
     loop.tick(now, [reading(ROW52, now, 0.5), failover(now, "cleared", "ups-2")])
-    decision, _ = loop.tick(now + 40 * SECOND, [reading(ROW52, now + 40 * SECOND, 0.5)])
-    assert decision.mode == "T2b"
+    for t, mode in ((38, "B"), (40, "T2b")):  # the 40 s count from the end of the failover
+        decision, _ = loop.tick(now + t * SECOND, [reading(ROW52, now + t * SECOND, 0.5)])
+        assert decision.mode == mode
 
 
 def test_a_brake_to_be_released_by_hand_waits_for_the_hand() -> None:

@@ -172,6 +172,16 @@ def test_the_blast_radius_breaker_opens_on_the_record_and_waits_for_a_person() -
     assert "blast_open_at" not in decision.notes
 
 
+def test_what_was_loosened_before_the_reset_counts_no_more() -> None:
+    loop = blown(in_mode(holding(1110, 1305), "U"))
+    look(loop, 0, 0.5)
+    reset = ResetBlastRadius(at=T0 + SECOND, source="cli", subject=ROW, by="ann", reason="looked")
+    loop.state = fold(loop.state, [reset])
+    decision, sent = look(loop, 2, 0.5)
+    assert len(sent) == 25, "those that were not loosened within the dwell"
+    assert "blast_open_at" not in decision.notes
+
+
 def test_an_open_breaker_does_not_keep_the_row_from_tightening() -> None:
     loop = blown(in_mode(holding(1410, 1410), "U"))
     loop.state.hosts[LOW[0]].stepped_at = T0 - SECOND
