@@ -74,16 +74,16 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def who(ledger: Ledger, target: str, at: Instant) -> tuple[Holding, ...]:
-    """What held each commanded target at, below or above the path `target` at the instant `at`.
+    """What held each target at, below or above the path `target` at the instant `at`.
 
-    Nothing is known of a target that was never commanded: it is not among the answers.
+    A target that was never commanded, and never said that it fell back, is not among the answers.
     """
     target = target.rstrip("/")
     parts = target.split("/")
     above = ["/".join(parts[:n]) for n in range(1, len(parts))]
     standing = pins(ledger, at)
     holdings = []
-    for subject in (*above, *ledger.subjects(_COMMANDS, target)):
+    for subject in (*above, *ledger.subjects([*_COMMANDS, Lapsed], target)):
         life = _recent_life(ledger, subject, at)
         if life:
             covering = tuple(pin for pin in standing if covers(pin.subject, subject))
