@@ -21,7 +21,7 @@ import numpy.typing as npt
 from schemas.commands import Path
 from schemas.instants import MINUTE, SECOND, Instant, Span
 from schemas.topology import Host, PowerNode, Priority, Rack, Site
-from schemas.units import FloatArray, Reading
+from schemas.units import FloatArray
 from twin.breaker import Breakers, TripCurve, UpsDeadline
 from twin.nvml import (
     GPU_IS_LOST,
@@ -48,7 +48,7 @@ _MEMORY_OVER_CORE_C = 6.0
 _MEMORY_MHZ = 1593
 
 STUDY_HOUR = LoadProfile(
-    requests_per_s=0.275,
+    requests_per_s=0.28,
     points=(
         (0.0, 0.03),
         (300.0, 0.04),
@@ -81,8 +81,8 @@ the budget for about six minutes, mean 1.06, and the row's breaker opens halfway
 class MeterReading(msgspec.Struct, frozen=True):
     """What a meter says at once. `on_battery` is None where the node is no UPS."""
 
-    power_w: Reading
-    breaker_closed: bool | None
+    power_w: float
+    breaker_closed: bool
     on_battery: bool | None
 
 
@@ -92,26 +92,25 @@ class TwinMeter:
     def __init__(self, row: TwinRow, node: PowerNode, place: int) -> None:
         self._row, self._node, self._place = row, node, place
         self._fault: MeterFault | None = None
-        self._frozen: Reading = None
+        self._frozen_w = 0.0
         self._factor = 1.0
 
     def read(self) -> MeterReading:
         """Power over the last two seconds, and the breaker. Raises TimeoutError where it is silent."""
         if self._fault == "silent":
             raise TimeoutError(f"the meter of {self._node.path} does not answer")
-        power: Reading
         power, closed, on_battery = self._row.measure(self._place)
         if self._fault == "stuck":
-            power = self._frozen
+            power = self._frozen_w
         elif self._fault == "zero":
             power = 0.0
-        elif self._fault == "lying" and power is not None:
+        elif self._fault == "lying":
             power *= self._factor
         return MeterReading(power, closed, on_battery if self._node.kind == "ups" else None)
 
     def fail(self, fault: MeterFault, factor: float = 0.8) -> None:
         """From now on it is silent, repeats itself, reads zero, or reads `factor` times the power."""
-        self._frozen = self._row.measure(self._place)[0]
+        self._frozen_w = self._row.measure(self._place)[0]
         self._fault, self._factor = fault, factor
 
     def mend(self) -> None:
@@ -308,8 +307,7 @@ class TwinRow:
             self._marks = self.servers.places(self._asked, self._new)
         part = slice(self._taken, int(np.searchsorted(self._new.at_s, end_s)))
         self._taken = part.stop
-        new = self._new
-        return Arrivals(new.at_s[part], new.host[part], new.prompt[part], new.output[part]), self._marks[part]
+        return self._new.part(part), self._marks[part]
 
     # ---- settings ----
 

@@ -277,7 +277,7 @@ class Servers:
             self._count("lost", new.host[~lit])
             dark = ~self.alive
             self._prefilled[dark] = self._asked[dark]
-            new, marks = Arrivals(new.at_s[lit], new.host[lit], new.prompt[lit], new.output[lit]), marks[lit]
+            new, marks = new.part(lit), marks[lit]
         self._at = np.concatenate((self._at, new.at_s))
         self._host = np.concatenate((self._host, new.host))
         self._prompt = np.concatenate((self._prompt, new.prompt))

@@ -91,6 +91,10 @@ class Arrivals(NamedTuple):
     prompt: FloatArray
     output: FloatArray
 
+    def part(self, rows: slice | IntArray | npt.NDArray[np.bool_]) -> Arrivals:
+        """Some of them, by place or mask."""
+        return Arrivals(self.at_s[rows], self.host[rows], self.prompt[rows], self.output[rows])
+
 
 class Load(Protocol):
     """Where requests come from. Asked for each minute once, in order; those before the start of the run
@@ -145,8 +149,7 @@ class PoissonLoad:
             tokens = np.floor(ranges[:, :, 0] + rng.random((at.size, 2)) * spread)
             parts.append(Arrivals(at, rng.choice(members, at.size), tokens[:, 0], tokens[:, 1]))
         at, host, prompt, output = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(at, kind="stable")
-        return Arrivals(at[order], host[order], prompt[order], output[order])
+        return Arrivals(at, host, prompt, output).part(np.argsort(at, kind="stable"))
 
     def _wandering(self) -> FloatArray:
         """A minute of a first-order wander with time constant 60 s, one value per second."""
