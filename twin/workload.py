@@ -79,6 +79,14 @@ class LoadProfile(msgspec.Struct, frozen=True, kw_only=True):
             demand = demand + np.interp(at_s, corners, (0.0, burst.height_ratio, burst.height_ratio, 0.0))
         return demand
 
+    def later(self, by_s: float) -> LoadProfile:
+        """The same demand for a run that begins `by_s` into it."""
+        return msgspec.structs.replace(
+            self,
+            points=tuple((at - by_s, level) for at, level in self.points),
+            bursts=tuple(msgspec.structs.replace(burst, at_s=burst.at_s - by_s) for burst in self.bursts),
+        )
+
 
 class Arrivals(NamedTuple):
     """Requests in the order they arrive; all arrays have shape (requests,).
