@@ -2,52 +2,63 @@
 
     site = "sites/ams1.toml"            # paths are relative to this file
     policy = "policies/polca.toml"      # left out: the built-in defaults
-    state_dir = "/var/lib/windrow"      # ledger, host state, inbox, recordings
+    state_dir = "/var/lib/windrow"      # ledger, hosts' state, inbox
 
     [health]
-    listen = "127.0.0.1:9464"
+    listen = "127.0.0.1:9464"           # metrics and health; "" serves none
 
-    [[collectors]]
+    [[collectors]]                      # what is read here; one for each source
     kind = "gpu_nvml"
     host = "ams1/row-b/r07/h03"
     period_ms = 1000
 
-    [[actuators]]
-    kind = "gpu_nvml"                   # or "dry_run"
+    [[actuators]]                       # what is set here; one for each host and path
+    kind = "gpu_nvml"                   # or "dry_run", which holds no device
     host = "ams1/row-b/r07/h03"
     path = "in_band"
+
+A machine that is the only host of its site needs no such file: `single_host` makes it from the site.
 """
 
 from __future__ import annotations
 
-import difflib
 import pathlib
-import tomllib
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import msgspec
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, read_policy
 from runtime.registry import ACTUATORS, COLLECTORS
 from schemas.commands import Path
+from schemas.instants import MINUTE, SECOND, Span
 from schemas.shares import SafeShare, Unsafe, safe_shares
 from schemas.site_file import read_site
+from schemas.toml_tables import NotToml, Table, not_among, read_toml
 from schemas.topology import Site
+
+LISTEN = "127.0.0.1:9464"
+"""Where metrics and health are served unless the configuration says otherwise."""
+
+_ADDRESS = re.compile(r".+:[0-9]{1,5}")
+_FASTEST: Span = 100
+_SLOWEST: Span = MINUTE
 
 
 class ConfigError(ValueError):
     """The configuration cannot be used; each line of the text names a file, a key and what is allowed."""
 
 
-class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One collector: an adapter of the registry, the host it reads, how often."""
 
     kind: str
     host: str
-    period_ms: int = 1_000
+    period_ms: Span = SECOND
 
 
-class ActuatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ActuatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One actuator: an adapter of the registry, the host it sets, by which path."""
 
     kind: str
@@ -55,35 +66,33 @@ class ActuatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     path: Path = "in_band"
 
 
-class HealthConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where metrics and health are served; an empty `listen` serves none."""
+class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's configuration as it was written. `name` is the file's, for the problems' first words;
+    `listen` is empty where neither metrics nor health are served."""
 
-    listen: str = "127.0.0.1:9464"
-
-
-class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A host's configuration file as it was written."""
-
-    site: str
-    state_dir: str
-    policy: str = ""
-    health: HealthConfig = HealthConfig()
+    name: str
+    site: pathlib.Path
+    policy: pathlib.Path | None
+    state_dir: pathlib.Path
+    listen: str = LISTEN
     collectors: tuple[CollectorConfig, ...] = ()
     actuators: tuple[ActuatorConfig, ...] = ()
 
+    def dry(self) -> HostConfig:
+        """The same without a device that could be set."""
+        dry = tuple(msgspec.structs.replace(actuator, kind="dry_run") for actuator in self.actuators)
+        return msgspec.structs.replace(self, actuators=dry)
+
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration read and checked: everything a host is wired from."""
+    """A site and a policy, read and found fit for each other, with the texts they were read from:
+    everything that a row's loop and its safe shares are made of."""
 
     site: Site
     site_text: str
     policy: CappingPolicy
     policy_text: str
     shares: dict[str, SafeShare]
-
-    def unsuited(self) -> list[str]:
-        """Why the policy cannot run the site's rows, in words; empty when it can."""
-        return [f"{row.path}: {problem}" for row in self.site.rows for problem in self.policy.unfit_for(row)]
 
     @property
     def oversubscribed(self) -> frozenset[str]:
@@ -101,144 +110,157 @@ def read_text(path: pathlib.Path, what: str) -> str:
         raise ConfigError(f"{path}: {what} is not UTF-8 text: {error}") from error
 
 
+def load_site(path: pathlib.Path) -> Site:
+    """The site that a file describes. Raises ConfigError with every problem found."""
+    try:
+        return read_site(read_text(path, "the site file"), str(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_policy(path: pathlib.Path) -> CappingPolicy:
+    """The policy that a file states. Raises ConfigError with every problem found."""
+    try:
+        return read_policy(read_text(path, "the policy file"), str(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def load_setup(site: pathlib.Path, policy: pathlib.Path | None) -> Setup:
-    """Read a site file and a policy file, and see that the site can be made safe at all.
+    """Read a site file and a policy file (None: the built-in defaults), and see that the site can be made
+    safe at all and that the policy can run it.
 
     Raises ConfigError with every problem found, one a line.
     """
-    site_text = read_text(site, "the site file")
-    policy_text = read_text(policy, "the policy file") if policy else ""
     problems: list[str] = []
-    found: Site | None = None
-    rules = DEFAULT_POLICY
-    shares: dict[str, SafeShare] = {}
+    found, shares, rules = None, dict[str, SafeShare](), DEFAULT_POLICY
     try:
-        found = read_site(site_text, str(site))
+        found = load_site(site)
         shares = safe_shares(found)
     except Unsafe as error:
-        problems.append(f"{site}: {error}")
-    except ValueError as error:
-        problems.append(str(error))
+        problems += [f"{site}: {line}" for line in str(error).splitlines()]
+    except ConfigError as error:
+        problems += str(error).splitlines()
     try:
-        rules = read_policy(policy_text, str(policy)) if policy else DEFAULT_POLICY
-    except ValueError as error:
-        problems.append(str(error))
+        rules = load_policy(policy) if policy else DEFAULT_POLICY
+    except ConfigError as error:
+        problems += str(error).splitlines()
+    else:
+        rows = found.rows if found is not None else ()
+        problems += dict.fromkeys(problem for row in rows for problem in rules.unfit_for(row))
     if found is None or problems:
         raise ConfigError("\n".join(problems))
-    return Setup(site=found, site_text=site_text, policy=rules, policy_text=policy_text, shares=shares)
+    return Setup(
+        site=found,
+        site_text=read_text(site, "the site file"),
+        policy=rules,
+        policy_text=read_text(policy, "the policy file") if policy else "",
+        shares=shares,
+    )
 
 
-def default_config(
-    site: pathlib.Path | None, policy: pathlib.Path | None, state_dir: pathlib.Path, *, dry_run: bool = False
-) -> HostConfig:
-    """The configuration of a machine that is the only host of its site. Raises ConfigError in words."""
-    if site is None:
-        raise ConfigError("name a site file, or a host's configuration with --config")
-    hosts = list(load_setup(site, policy).site.hosts.values())
+def load_host(config: HostConfig) -> Setup:
+    """What a host's configuration names, read and checked against it. Raises ConfigError with every
+    problem found, one a line."""
+    setup = load_setup(config.site, config.policy)
+    problems = list(_misplaced(config, setup.site))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return setup
+
+
+def single_host(site: pathlib.Path, policy: pathlib.Path | None, state_dir: pathlib.Path) -> HostConfig:
+    """The configuration of a machine that is the only host of its site: its GPUs read once a second and
+    set by every path that the site file gives it. Raises ConfigError in words."""
+    hosts = list(load_site(site).hosts.values())
     if len(hosts) != 1:
         raise ConfigError(f"{site}: has {len(hosts)} hosts: say with --config which of them this machine is")
     path = hosts[0].path
     return HostConfig(
-        site=str(site),
-        policy=str(policy) if policy else "",
-        state_dir=str(state_dir),
+        name=str(site),
+        site=site,
+        policy=policy,
+        state_dir=state_dir,
         collectors=(CollectorConfig(kind="gpu_nvml", host=path),),
-        actuators=tuple(
-            ActuatorConfig(kind="dry_run" if dry_run else "gpu_nvml", host=path, path=way) for way in hosts[0].paths
-        ),
+        actuators=tuple(ActuatorConfig(kind="gpu_nvml", host=path, path=way) for way in hosts[0].paths),
     )
 
 
-def read_host_config(path: pathlib.Path, *, dry_run: bool = False) -> HostConfig:
-    """Read a host's configuration file; relative paths in it become relative to its folder. In a dry
-    run every actuator is one that holds no device.
+def read_host_config(path: pathlib.Path) -> HostConfig:
+    """Read a host's configuration file; relative paths in it become relative to its folder.
 
     Raises ConfigError with every problem found, one a line.
     """
     try:
-        raw = tomllib.loads(read_text(path, "the configuration"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    problems = [f"{path}: {problem}" for problem in _unknown_keys(raw)]
-    try:
-        config = msgspec.convert(raw, HostConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError("\n".join(problems or [f"{path}: {error}"])) from error
-    for table, entries, kinds in (("collectors", config.collectors, COLLECTORS), ("actuators", config.actuators, ACTUATORS)):
-        for index, entry in enumerate(entries):
-            if entry.kind not in kinds:
-                problems.append(
-                    f'{path}: {table}[{index}].kind = "{entry.kind}": there is {", ".join(sorted(kinds))}'
-                )
-    problems += [
-        f"{path}: collectors[{index}].period_ms = {entry.period_ms}: must be from 100 to 60000 (milliseconds)"
-        for index, entry in enumerate(config.collectors)
-        if not 100 <= entry.period_ms <= 60_000
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-    def beside(name: str) -> str:
-        return str(path.parent / name) if name else ""
-
-    if dry_run:
-        dry = tuple(msgspec.structs.replace(actuator, kind="dry_run") for actuator in config.actuators)
-        config = msgspec.structs.replace(config, actuators=dry)
-    return msgspec.structs.replace(
-        config, site=beside(config.site), policy=beside(config.policy), state_dir=beside(config.state_dir)
+        root = read_toml(read_text(path, "the configuration"), str(path))
+    except NotToml as error:
+        raise ConfigError(str(error)) from error
+    policy = root.text("policy", "the policy file", "")
+    config = HostConfig(
+        name=str(path),
+        site=path.parent / root.text("site", "the site file"),
+        policy=path.parent / policy if policy else None,
+        state_dir=path.parent / root.text("state_dir", "where the ledger and the hosts' state live"),
+        listen=_listen(root),
+        collectors=tuple(_collector(table) for table in root.tables("collectors", "the sources read here")),
+        actuators=tuple(
+            _actuator(table) for table in root.tables("actuators", "the settings made here", needed=False)
+        ),
     )
+    root.close()
+    if root.problems:
+        raise ConfigError("\n".join(root.problems))
+    return config
 
 
-def check_adapters(config: HostConfig, site: Site, name: str) -> list[str]:
-    """What is wrong between the adapters named and the site they are for, in words; empty when nothing."""
-    problems = []
-    for table, entries in (("collectors", config.collectors), ("actuators", config.actuators)):
+def _listen(root: Table) -> str:
+    health = root.table("health")
+    if health is None:
+        return LISTEN
+    listen = "" if health.raw.get("listen") == "" else health.text("listen", "host:port", LISTEN)
+    if listen and not _ADDRESS.fullmatch(listen):
+        health.wrong("listen", 'must be host:port, such as "127.0.0.1:9464", or "" to serve nothing')
+    health.has("listen")
+    health.close()
+    return listen
+
+
+def _collector(table: Table) -> CollectorConfig:
+    kind = table.choice("kind", COLLECTORS, "the adapter")
+    host = table.text("host", "the host's path in the site file")
+    period = table.whole("period_ms", "milliseconds", SECOND)
+    if period and not _FASTEST <= period <= _SLOWEST:
+        table.wrong("period_ms", f"must be from {_FASTEST} to {_SLOWEST} (milliseconds)")
+    table.close()
+    return CollectorConfig(kind=kind, host=host, period_ms=period)
+
+
+def _actuator(table: Table) -> ActuatorConfig:
+    kind = table.choice("kind", ACTUATORS, "the adapter")
+    host = table.text("host", "the host's path in the site file")
+    path = table.choice("path", get_args(Path), "the command path", "in_band")
+    table.close()
+    return ActuatorConfig(kind=kind, host=host, path=msgspec.convert(path or "in_band", Path))
+
+
+def _misplaced(config: HostConfig, site: Site) -> Iterator[str]:
+    """What is wrong between the adapters named and the site they are for, in words."""
+    tables: tuple[tuple[str, Sequence[CollectorConfig | ActuatorConfig]], ...] = (
+        ("collectors", config.collectors),
+        ("actuators", config.actuators),
+    )
+    for table, entries in tables:
         for index, entry in enumerate(entries):
             if entry.host not in site.hosts:
-                near = difflib.get_close_matches(entry.host, site.hosts, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; site {site.name} has {len(site.hosts)} hosts"
-                problems.append(f'{name}: {table}[{index}].host = "{entry.host}": no such host{hint}')
-    for index, actuator in enumerate(config.actuators):
-        host = site.hosts.get(actuator.host)
-        if host and actuator.path not in host.paths:
-            problems.append(
-                f'{name}: actuators[{index}].path = "{actuator.path}": the site file gives {host.path} '
-                f"the paths {', '.join(host.paths)}"
-            )
-    return problems
-
-
-def _unknown_keys(raw: dict[str, Any]) -> list[str]:
-    """Keys that no table has, with the nearest one that it has."""
-    problems = []
-
-    def look(table: Any, kind: type[msgspec.Struct], at: str) -> None:
-        if not isinstance(table, dict):
-            return
-        names = [field.encode_name for field in msgspec.structs.fields(kind)]
-        for key in table:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(names)}"
-                problems.append(f"{at}{key}: no such key; {hint}")
-
-    look(raw, HostConfig, "")
-    look(raw.get("health"), HealthConfig, "health.")
-    for table, kind in (("collectors", CollectorConfig), ("actuators", ActuatorConfig)):
-        entries = raw.get(table)
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            look(entry, kind, f"{table}[{index}].")
-    return problems
-
-
-__all__ = [
-    "ActuatorConfig",
-    "CollectorConfig",
-    "ConfigError",
-    "HostConfig",
-    "Setup",
-    "check_adapters",
-    "load_setup",
-    "read_host_config",
-    "read_text",
-]
+                near = f"no such host in {config.site}; {not_among(entry.host, site.hosts)}"
+                yield f'{config.name}: {table}[{index}].host = "{entry.host}": {near}'
+    first: dict[tuple[str, Path], int] = {}
+    for index, entry in enumerate(config.actuators):
+        where = f"{config.name}: actuators[{index}]"
+        host = site.hosts.get(entry.host)
+        if host is not None and entry.path not in host.paths:
+            offered = ", ".join(host.paths)
+            yield f'{where}.path = "{entry.path}": the site file gives {host.path} the paths {offered}'
+        earlier = first.setdefault((entry.host, entry.path), index)
+        if earlier != index:
+            yield f"{where}: sets {entry.host} by {entry.path}, and so does actuators[{earlier}]"

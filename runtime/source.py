@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collectors.base import CollectorError
 from collectors.importers import detect
 from collectors.recording import read_recording
-from runtime.config import ConfigError, read_text
+from runtime.config import ConfigError, load_site
 from schemas.envelope import DeadLetter, Event
 from schemas.recordings import NotARecording, RecordingHeader
 from schemas.site_file import read_site
@@ -57,29 +57,32 @@ class Source:
 
 
 def open_source(path: pathlib.Path, site: pathlib.Path | None, budget_kw: float | None) -> Source:
-    """Open a recording or an import. An import takes its site from a site file, or stands its hosts in
-    one row under `budget_kw`. Raises ConfigError in words."""
+    """Open a recording or an import. A recording brings its site; an import takes it from a site file, or
+    stands its hosts in one row under `budget_kw`. Raises ConfigError in words."""
     try:
-        return _own(path)
-    except NotARecording:
-        pass
+        recording = read_recording(path)
+    except CollectorError as error:
+        if not isinstance(error.__cause__, NotARecording):
+            raise ConfigError(str(error)) from error
+        return _imported(path, site, budget_kw)
+    if site is not None or budget_kw is not None:
+        raise ConfigError(
+            f"{path}: is a recording of our own and brings its site: leave --site and --budget-kw out"
+        )
+    try:
+        return Source(path, read_site(recording.header.site, f"{path}, its site"), recording.header)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _imported(path: pathlib.Path, site: pathlib.Path | None, budget_kw: float | None) -> Source:
     try:
         importer = detect(path)
         if site is not None:
-            return Source(path, read_site(read_text(site, "the site file"), str(site)), None)
+            return Source(path, load_site(site), None)
         if budget_kw is None:
             raise ConfigError(f"{path}: an import ({importer.name}) needs --budget-kw for its row, or --site")
         proposed = importer.site_for(importer.hosts_in(path), budget_kw * 1000)
         return Source(path, read_site(proposed, f"the row assumed for {path.name}"), None)
     except (CollectorError, ValueError) as error:
         raise ConfigError(str(error)) from error
-
-
-def _own(path: pathlib.Path) -> Source:
-    try:
-        header = read_recording(path).header
-    except CollectorError as error:
-        if isinstance(error.__cause__, NotARecording):
-            raise error.__cause__ from error
-        raise ConfigError(str(error)) from error
-    return Source(path, read_site(header.site, "the recording's site"), header)

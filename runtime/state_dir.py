@@ -1,20 +1,26 @@
 """The state directory of a host: what must outlive its process.
 
     ledger.sqlite      the record of what was decided and done
-    hosts/…json        one small file per host agent: settings found, lease in force
+    hosts/….json       one small file per host agent: settings found, lease in force
     inbox/             what operators have said and the host has not yet taken
+    host.json          the configuration it last ran with, so that an operator need not name it again
     epoch              the number of the last start; commands of an earlier one are fenced
     host.lock          held while a host runs here, so that two never command together
+
+The small files are replaced whole: a kill or a power cut leaves the old one or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
-from typing import IO
+from collections.abc import Iterator
 
-from runtime.config import ConfigError
+import msgspec
+
+from runtime.config import ConfigError, HostConfig
 
 
 class Busy(ConfigError):
@@ -22,15 +28,28 @@ class Busy(ConfigError):
 
 
 class StateDir:
-    """One host's state on disk. Making one makes the directory, readable by its owner only."""
+    """One host's state on disk."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
+
+    @classmethod
+    def made(cls, path: pathlib.Path) -> StateDir:
+        """The directory, made where it is not there yet, readable by its owner only. Raises ConfigError."""
         try:
-            (path / "hosts").mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / "hosts").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{path}: the state directory cannot be made: {error.strerror}") from error
-        self._lock: IO[str] | None = None
+        return cls(path)
+
+    @classmethod
+    def found(cls, path: pathlib.Path) -> StateDir:
+        """The directory of a host that runs or has run. Raises ConfigError where there is none: what is
+        said to a mistyped path would never be heard."""
+        if not (path / "hosts").is_dir():
+            raise ConfigError(f"{path}: no host has run on this state directory")
+        return cls(path)
 
     @property
     def ledger(self) -> pathlib.Path:
@@ -41,37 +60,83 @@ class StateDir:
         """The state file of a host's agent."""
         return self.path / "hosts" / (host.replace("/", "__") + ".json")
 
-    def lock(self) -> None:
-        """Take the directory for this process; raises Busy when another has it. The lock goes with
-        the process, however it ends."""
-        file = (self.path / "host.lock").open("a+")
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have the directory to oneself; raises Busy when another has it, ConfigError when it cannot be
+        had at all. The lock goes with the process, however it ends."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise Busy(f"{self.path}: a host is running on this state directory") from None
-        self._lock = file
+            file = (self.path / "host.lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: the state directory cannot be used: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"{self.path}: a host is running on this state directory") from None
+            yield
 
-    def unlock(self) -> None:
-        """Give the directory back; safe to repeat."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    @property
+    def busy(self) -> bool:
+        """Whether a host is running here just now, as far as can be told from here."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
 
     def next_epoch(self) -> int:
         """A number higher than at any start before, on disk before it is used. Raises ConfigError
         when the file does not hold a number: guessing a lower one would unfence an older controller."""
         file = self.path / "epoch"
         try:
-            last = int(file.read_text())
+            last = int(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             last = 0
-        except ValueError:
-            raise ConfigError(f"{file}: must hold a whole number, the epoch of the last start") from None
-        fresh = file.with_suffix(".new")
-        with fresh.open("w") as stream:
-            stream.write(f"{last + 1}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(file)
+        except (ValueError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it holds something else"
+            raise ConfigError(
+                f"{file}: must hold a whole number, the epoch of the last start ({why}); write one above "
+                "every epoch in the ledger"
+            ) from error
+        self._replace(file, f"{last + 1}\n".encode())
         return last + 1
+
+    def keep_config(self, config: HostConfig) -> None:
+        """Note what the host runs with. Raises ConfigError."""
+        kept = msgspec.structs.replace(
+            config,
+            site=config.site.absolute(),
+            policy=config.policy.absolute() if config.policy else None,
+            state_dir=config.state_dir.absolute(),
+        )
+        self._replace(self.path / "host.json", msgspec.json.encode(kept, enc_hook=str))
+
+    def config(self) -> HostConfig:
+        """What the host last ran with. Raises ConfigError."""
+        file = self.path / "host.json"
+        try:
+            kept: HostConfig = msgspec.json.decode(
+                file.read_bytes(), type=HostConfig, dec_hook=lambda kind, value: kind(value)
+            )
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigError(
+                f"{file}: does not say what the host last ran with ({error}): name its --config"
+            ) from error
+        return kept
+
+    def _replace(self, file: pathlib.Path, content: bytes) -> None:
+        """Put a file in place whole. Raises ConfigError."""
+        fresh = file.with_name(f".{file.name}.new")
+        try:
+            with fresh.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            fresh.replace(file)
+            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error

@@ -48,7 +48,7 @@ class Summing:
         self._policy = policy
         self._hosts = {host.path: host for host in row.hosts}
         self._asked: dict[str, LockClocks | Brake] = {}
-        self._in_force: dict[str, int] = {}
+        self._in_force: dict[str, LockClocks | Brake] = {}
         self._start: Instant | None = None
         self._last: Instant | None = None
         self._mode = ""
@@ -120,9 +120,9 @@ class Summing:
             self._unknown_ms += span
         elif self._power_w > self._row.budget_w:
             self._over_ms += span
-        for path, mhz in self._in_force.items():
+        for path, command in self._in_force.items():
             host = self._hosts[path]
-            if mhz < host.sku.max_mhz:
+            if command.max_mhz < host.sku.max_mhz:
                 self._capped[host.priority] += span / 60_000
 
     def _read(self, beat: Beat) -> None:
@@ -141,15 +141,23 @@ class Summing:
             if isinstance(event, Verified | Renewed):
                 command = self._asked.pop(event.command, None)
                 if command is not None:
-                    self._in_force[event.subject] = command.max_mhz
+                    self._in_force[event.subject] = command
             elif isinstance(event, Failed | Superseded):
                 self._asked.pop(event.command, None)
             elif isinstance(event, Lapsed | Released):
-                self._in_force.pop(event.subject, None)
+                self._end(event)
             else:
                 continue
             kind = type(event).__name__
             self._outcomes[kind] = self._outcomes.get(kind, 0) + 1
+
+    def _end(self, outcome: Lapsed | Released) -> None:
+        """A lease that ran out, or a setting given back. A brake outlives its lease, and is given back only
+        once the lock that takes its place was read back: that lock stays in force."""
+        held = self._in_force.get(outcome.subject)
+        holds_on = isinstance(outcome, Lapsed) and held is not None and held.lease.on_expiry == "hold"
+        if held is not None and outcome.command in ("", held.id) and not holds_on:
+            del self._in_force[outcome.subject]
 
     def _ask(self, command: Command) -> None:
         kind = type(command).__name__

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -13,17 +14,17 @@ from actuators.deadline import Bounded
 from actuators.gpu_nvml import NvmlActuator
 from actuators.leases import LeaseTimer
 from actuators.lifecycle import HostAgent
-from collectors.base import Collector
 from collectors.feed_meter import FeedCollector
 from collectors.gpu_nvml import NvmlCollector
 from runtime.agents import InlineAgents, TimedAgents
 from runtime.clock import Clock, SimulatedClock
-from runtime.config import ConfigError, HostConfig, Setup, check_adapters
+from runtime.config import HostConfig, Setup
 from runtime.control_loop import ControlLoop
 from runtime.health import HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
-from runtime.inbox import Inbox
-from runtime.ledger.store import Ledger
+from runtime.inbox import Operators
+from runtime.ledger.standing import standing
+from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.metrics import Metrics
 from runtime.polling import InlineSamples, ThreadedSamples
 from runtime.recorder import Recorder, header_of
@@ -31,8 +32,15 @@ from runtime.registry import ACTUATORS, COLLECTORS
 from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
 from schemas.commands import Path
+from schemas.envelope import Event
 from schemas.instants import SECOND, Span
 from twin.row import TwinRow
+
+_LOG = logging.getLogger(__name__)
+
+_LEAVING_MS: Span = 5 * SECOND
+"""How long a host that stops waits to see its devices at what their leases ended in: longer than the
+in-band deadline of 3 s, and well inside the 90 s after which service managers kill (our choice)."""
 
 
 class TwinRig(msgspec.Struct, frozen=True):
@@ -59,7 +67,11 @@ def on_twin(
     """
     hosts = plant.hosts
     collectors = [
-        NvmlCollector(host, plant.nvml(host.path, "in_band" if "in_band" in host.paths else host.paths[0]), period_ms=frame_ms)
+        NvmlCollector(
+            host,
+            plant.nvml(host.path, "in_band" if "in_band" in host.paths else host.paths[0]),
+            period_ms=frame_ms,
+        )
         for host in hosts
     ]
     meters = {path: plant.meters[path] for path in plant.row.meters}
@@ -90,12 +102,13 @@ def on_this_machine(
     config: HostConfig, setup: Setup, state: StateDir, clock: Clock, *, record: pathlib.Path | None = None
 ) -> Iterator[EmbeddedHost]:
     """The pipeline on real devices: each collector on a thread of its own, each device call bounded,
-    leases ended by a timer that needs nothing else. On leaving, every lease is ended as its fail
-    direction says: nobody would be there to end it. Raises ConfigError."""
-    problems = [*check_adapters(config, setup.site, "configuration"), *setup.unsuited()]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    leases ended by a timer that needs nothing else. What people said and still holds is said again.
+
+    On leaving, every lease is ended as its fail direction says: nobody would be there to end it. The
+    caller has `state` locked. Raises ConfigError, CollectorError or ActuatorError, in words.
+    """
     epoch = state.next_epoch()
+    state.keep_config(config)
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(state.ledger))
         metrics = Metrics()
@@ -103,38 +116,95 @@ def on_this_machine(
         if record is not None:
             header = header_of(setup, epoch, clock.now(), "windrow run")
             observers.append(stack.enter_context(Recorder(record, header)).write)
-        agents = TimedAgents(LeaseTimer(_agents(config, setup, state), clock, source="actuator"), setup.oversubscribed)
-        stack.callback(agents.close)
-        samples = ThreadedSamples(_collectors(config, setup), clock)
-        stack.callback(samples.close)
-        inbox = Inbox(state.path)
+        timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
         host = EmbeddedHost(
             clock=clock,
             loop=ControlLoop(setup.site, setup.policy, epoch=epoch),
-            samples=samples,
-            agents=agents,
+            samples=stack.enter_context(_collected(config, setup, clock)),
+            agents=TimedAgents(timer, setup.oversubscribed),
             ledger=ledger,
-            operators=inbox.take,
+            operators=Operators(state.path, setup.site, ledger.holds),
             observe=observers,
         )
-        if config.health.listen:
-            stack.enter_context(HealthServer(config.health.listen, metrics, host, clock))
+        stack.callback(_stand_down, timer, host, clock)
+        host.loop.offer(standing(ledger, clock.now()))
+        if config.listen:
+            stack.enter_context(HealthServer(config.listen, metrics, host, clock))
         yield host
 
 
-def _agents(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, HostAgent]:
-    """One agent for each host that has an actuator here."""
+@contextlib.contextmanager
+def watching_this_machine(
+    config: HostConfig, setup: Setup, clock: Clock, out: pathlib.Path
+) -> Iterator[EmbeddedHost]:
+    """The pipeline on real devices with nobody to command and no ledger: what is read and what would be
+    decided goes into the recording `out`. Raises ConfigError or CollectorError, in words."""
+    header = header_of(setup, 1, clock.now(), "windrow record")
+    with Recorder(out, header) as recorder, _collected(config, setup, clock) as samples:
+        yield EmbeddedHost(
+            clock=clock,
+            loop=ControlLoop(setup.site, setup.policy, epoch=1),
+            samples=samples,
+            agents=InlineAgents({}),
+            ledger=Unkept(),
+            observe=[recorder.write],
+        )
+
+
+class Unkept:
+    """A ledger that keeps nothing: for runs that act on nothing real."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Let them go."""
+
+
+def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, HostAgent]:
+    """One agent for each host that has an actuator here, each device call bounded. Raises ActuatorError
+    where an adapter's library is not installed."""
     by_host: dict[str, dict[Path, Actuator]] = {}
     for actuator in config.actuators:
         host = setup.site.hosts[actuator.host]
-        by_host.setdefault(host.path, {})[actuator.path] = Bounded(ACTUATORS[actuator.kind](host, actuator.path))
+        by_host.setdefault(host.path, {})[actuator.path] = Bounded(
+            ACTUATORS[actuator.kind](host, actuator.path)
+        )
     return {
         path: HostAgent(
-            setup.site.hosts[path], actuators, setup.shares[path], state.agent(path), source=f"actuator/{path}"
+            setup.site.hosts[path],
+            actuators,
+            setup.shares[path],
+            state.agent(path),
+            source=f"actuator/{path}",
         )
         for path, actuators in by_host.items()
     }
 
 
-def _collectors(config: HostConfig, setup: Setup) -> list[Collector]:
-    return [COLLECTORS[entry.kind](setup.site.hosts[entry.host], entry.period_ms) for entry in config.collectors]
+def settled(agents: Mapping[str, HostAgent]) -> bool:
+    """Whether every host was seen to be as its agent wants it; one that could not be looked at yet has
+    nothing to be seen."""
+    return all(agent.kept is None or agent.kept.settled for agent in agents.values())
+
+
+def _collected(config: HostConfig, setup: Setup, clock: Clock) -> contextlib.closing[ThreadedSamples]:
+    """The configured collectors, polled from here on."""
+    collectors = [
+        COLLECTORS[entry.kind](setup.site.hosts[entry.host], entry.period_ms) for entry in config.collectors
+    ]
+    return contextlib.closing(ThreadedSamples(collectors, clock))
+
+
+def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock) -> None:
+    """End every lease, see that it is so, and write down what became of it, as far as the disk lets one."""
+    said = timer.stand_down()
+    until = clock.now() + _LEAVING_MS
+    while not settled(timer.agents) and clock.now() < until:
+        clock.sleep_until(clock.now() + 50)
+    timer.close()
+    said += timer.take()
+    try:
+        host.ledger.append([*host.waiting, *said])
+    except LedgerUnwritable as error:
+        _LOG.error("the last %d records are lost: %s", len(host.waiting) + len(said), error)
+    for path, agent in timer.agents.items():
+        if agent.kept is not None and not agent.kept.settled:
+            _LOG.error("%s: left before its setting was read back", path)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from schemas.hostlist import expand, is_name
 
 _HIGHEST = 1e12  # no quantity of ours comes near: a terawatt
+_LISTED = 20  # names in one line at most
 
 
 class NotToml(ValueError):
@@ -180,11 +181,13 @@ class Table:
 
 
 def not_among(text: str, known: Collection[str]) -> str:
-    """What to write instead of `text`: the nearest of `known`, and all of them."""
+    """What to write instead of `text`: the nearest of `known`, and which there are."""
     folded = {each.lower(): each for each in known}
     close = difflib.get_close_matches(text.lower(), folded, n=1)
     hint = f"did you mean {folded[close[0]]}? " if close else ""
-    return f"{hint}there is {', '.join(dict.fromkeys(known)) or 'none'}"
+    names = list(dict.fromkeys(known))
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{hint}there is {', '.join(names[:_LISTED]) or 'none'}{more}"
 
 
 def shown(value: object) -> str:

@@ -1,4 +1,8 @@
-"""The commands, put together, and how they fail."""
+"""The commands, put together, and how they fail.
+
+Exit status 0: done; 1: the answer is no; 2: it could not be asked or done, said in one line or one line
+for each problem.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,66 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from runtime.cli import asking, operating, replaying, running
-from runtime.cli.demo import demo
+from actuators.base import ActuatorError
+from collectors.base import CollectorError
 from runtime.config import ConfigError
-from runtime.distribution import ForeignPackage, check_distribution
+from runtime.inbox import InboxError
+from runtime.ledger.audit import UnknownCommand
+from runtime.ledger.store import AmbiguousId, LedgerMissing, LedgerUnreadable, LedgerUnwritable, UnknownId
+
+COMMANDS = {
+    "demo": "runtime.cli.demo:demo",
+    "run": "runtime.cli.running:run",
+    "record": "runtime.cli.running:record",
+    "replay": "runtime.cli.replaying:replay",
+    "explain": "runtime.cli.replaying:explain",
+    "check": "runtime.cli.checking:check",
+    "audit": "runtime.cli.asking:audit",
+    "pin": "runtime.cli.operating:pin",
+    "unpin": "runtime.cli.operating:unpin",
+    "reset-blast-radius": "runtime.cli.operating:reset_blast_radius",
+    "release": "runtime.cli.releasing:release",
+    "resume": "runtime.cli.operating:resume",
+}
+"""Where each command is found. Imported when asked for: who pins a host at night need not wait for
+plotting and forecasting libraries."""
 
 app = App(
     name="windrow",
-    help="Power control for LLM clusters: telemetry in, verified leased commands and an auditable ledger out.",
+    help="Power control for LLM clusters: telemetry in, verified and leased commands and a ledger out.",
     version=version("windrow"),
 )
-app.command(running.run)
-app.command(replaying.replay)
-app.command(running.record)
-app.command(operating.check)
-app.command(replaying.explain)
-app.command(asking.audit)
-app.command(operating.pin)
-app.command(operating.unpin)
-app.command(operating.reset_blast_radius)
-app.command(operating.release)
-app.command(operating.resume)
-app.command(demo)
+for name, place in COMMANDS.items():
+    app.command(place, name=name)
+
+_OPERATORS = (
+    ConfigError,
+    CollectorError,
+    ActuatorError,
+    InboxError,
+    LedgerMissing,
+    LedgerUnreadable,
+    LedgerUnwritable,
+    UnknownId,
+    AmbiguousId,
+    UnknownCommand,
+)
+"""Errors whose text is for the operator. Any other is a fault of ours, and shows where it was."""
 
 
 def run(tokens: Sequence[str]) -> int:
-    """Run one command line; its exit status. 0: done, 1: the answer is no, 2: it could not be asked."""
+    """Run one command line; its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        check_distribution()
-        answer = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
-        return 2  # already said
-    except (ConfigError, ForeignPackage, FileNotFoundError, LookupError) as error:
-        print(error.args[0] if error.args else error, file=sys.stderr)
+        if not tokens or tokens[0] not in COMMANDS:
+            for command in COMMANDS:
+                app[command]  # loaded, so that help and a mistyped name can tell of it
+        answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except _OPERATORS as error:
+        print(error.args[0], file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

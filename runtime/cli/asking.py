@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from runtime.cli.printing import Json, console, emit, print_alerts, print_holdings, print_walk
+from runtime.cli.printing import Json, emit, print_alerts, print_holdings, print_walk, say
+from runtime.config import ConfigError
 from runtime.ledger import audit as ledger_audit
 from runtime.ledger.store import Ledger
 from schemas.instants import Instant, from_text, to_text
@@ -19,11 +20,11 @@ audit = App(name="audit", help="Ask the ledger: who was capped, when and why.")
 
 
 def instant(text: str) -> Instant:
-    """A time on the command line. Raises LookupError in words, which the command line says."""
+    """A time on the command line. Raises ConfigError in words."""
     try:
         return from_text(text)
     except ValueError as error:
-        raise LookupError(str(error)) from error
+        raise ConfigError(str(error)) from error
 
 
 @audit.command
@@ -71,7 +72,7 @@ def who(*, target: str, at: str, ledger: LedgerPath, json: Json = False) -> int:
     elif holdings:
         print_holdings(holdings)
     else:
-        console.print(f"nothing had been commanded at or below {target} by {to_text(moment)}")
+        say(f"nothing had been commanded at or below {target} by {to_text(moment)}")
     return 0 if holdings else 1
 
 
@@ -95,7 +96,7 @@ def alerts(*, ledger: LedgerPath, since: str = "1970-01-01", json: Json = False)
     elif found:
         print_alerts(found)
     else:
-        console.print("no emergency")
+        say("no emergency")
     return 0
 
 
@@ -122,5 +123,5 @@ def verify(*, ledger: LedgerPath, head: str = "", json: Json = False) -> int:
     elif broken:
         print(f"{ledger}: {broken}", file=sys.stderr)
     else:
-        console.print(f"{count} records, chain whole; head {newest}")
+        say(f"{count} records, chain whole; head {newest}")
     return 1 if broken else 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
@@ -14,17 +15,26 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runtime.ledger.audit import Alert, Holding, Walk
-from runtime.summary import Summary
 from schemas.commands import Brake, Command, LimitPower, LockClocks
 from schemas.decisions import Decision
+from schemas.envelope import Event
 from schemas.instants import to_text
 from schemas.outcomes import Outcome, Verified
 from schemas.samples import FeedSample, GpuFrame, RackSample
 
+if TYPE_CHECKING:  # it brings the whole loop, which who asks the ledger need not wait for
+    from runtime.summary import Summary
+
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 """The switch every answering command has."""
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+"""Standard output. Where nobody is watching lines are long, so that a pipe gets ids whole."""
+
+
+def say(text: str) -> None:
+    """A sentence on a line of its own, however long; brackets in it are brackets."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def emit(answer: Any) -> None:
@@ -80,60 +90,88 @@ def asked(command: Command) -> str:
 
 def print_walk(walk: Walk) -> None:
     """One command from the samples it rests on to its measured effect, as a tree to read downwards."""
-    command, decision = walk.command, walk.decision
+    command, decision, lease = walk.command, walk.decision, walk.command.lease
     tree = Tree(Text(f"{type(command).__name__} {command.id}", style="bold"))
-    tree.add(f"[bold]asked[/]     {command.target}: {asked(command)}")
-    lease = command.lease
+    tree.add(_line("asked", f"{command.target}: {asked(command)}"))
+    leased = span((lease.expires_at - lease.issued_at) / 1000)
+    siblings = f"; with {walk.siblings} more commands of the same decision" if walk.siblings else ""
     tree.add(
-        f"          at {to_text(command.at)}, leased for {span((lease.expires_at - lease.issued_at) / 1000)}, "
-        f"then {lease.on_expiry.replace('_', ' ')}; epoch {lease.epoch}"
-        + (f"; with {walk.siblings} more commands of the same decision" if walk.siblings else "")
+        _line(
+            "",
+            f"at {to_text(command.at)}, leased for {leased}, then {_plain(lease.on_expiry)}; "
+            f"epoch {lease.epoch}{siblings}",
+        )
     )
-    because = tree.add(f"[bold]decided[/]   {decision.policy}, mode {decision.mode}: {decision.because}")
-    because.add(f"decision {decision.id} at {to_text(decision.at)}")
+    because = tree.add(_line("decided", f"{decision.policy}, mode {decision.mode}: {decision.because}"))
+    because.add(Text(f"decision {decision.id} at {to_text(decision.at)}"))
     for overruled in decision.overruled:
-        because.add(f"overruled: {overruled}")
+        because.add(Text(f"overruled: {overruled}"))
     for pin in walk.pins:
-        because.add(f"pin by {pin.by} until {to_text(pin.expires_at)}: {pin.reason}")
+        because.add(Text(f"pin by {pin.by} until {to_text(pin.expires_at)}: {pin.reason}"))
     for emergency in walk.emergencies:
-        because.add(f"emergency {emergency.kind} {emergency.phase} at {to_text(emergency.at)}: {emergency.because}")
+        what = f"{_plain(emergency.kind)} {emergency.phase}"
+        because.add(Text(f"emergency {what} at {to_text(emergency.at)}: {emergency.because}"))
     for forecast in walk.forecasts:
-        last = forecast.values[-1]
+        low, high, last = forecast.quantiles[0], forecast.quantiles[-1], forecast.values[-1]
         because.add(
-            f"forecast ({forecast.model}): peak within {forecast.horizons_s[-1]:.0f} s "
-            f"{watts(last[0])} at q{forecast.quantiles[0]:g}, {watts(last[-1])} at q{forecast.quantiles[-1]:g}"
+            Text(
+                f"forecast ({forecast.model}): peak within {forecast.horizons_s[-1]:.0f} s "
+                f"{watts(last[0])} at q{low:g}, {watts(last[-1])} at q{high:g}"
+            )
         )
     if walk.rollup is not None:
         rollup = walk.rollup
         known = because.add(
-            f"[bold]saw[/]       row at {watts(rollup.power_w)} of {watts(rollup.budget_w)} ({rollup.basis}, "
-            f"{rollup.hosts_known} of {rollup.hosts_total} hosts known) at {to_text(rollup.at)}"
+            _line(
+                "saw",
+                f"row at {watts(rollup.power_w)} of {watts(rollup.budget_w)} ({rollup.basis}, "
+                f"{rollup.hosts_known} of {rollup.hosts_total} hosts known) at {to_text(rollup.at)}",
+            )
         )
-        for sample in walk.samples[:6]:
-            known.add(f"[bold]from[/]      {_sample(sample)}")
-        more = len(walk.samples) - 6 if len(walk.samples) > 6 else 0
-        if more or walk.outside:
-            known.add(f"          and {more + walk.outside} more samples")
-    became = tree.add("[bold]became[/]" if walk.outcomes else "[bold]became[/]    nothing yet: no outcome in the ledger")
+        for sample in walk.samples[:_SHOWN]:
+            known.add(_line("from", _sample(sample)))
+        more = max(0, len(walk.samples) - _SHOWN) + walk.outside
+        if more:
+            known.add(_line("", f"and {more} more samples"))
+    became = tree.add(_line("became", "" if walk.outcomes else "nothing yet: no outcome in the ledger"))
     for outcome in walk.outcomes:
-        became.add(f"{to_text(outcome.at)}  {_outcome(outcome)}")
+        became.add(Text(f"{to_text(outcome.at)}  {_outcome(outcome)}"))
     if walk.row_after is not None and walk.rollup is not None:
         before, after = walk.rollup.power_w, walk.row_after.power_w
         if before is not None and after is not None:
+            over = span((walk.row_after.at - walk.rollup.at) / 1000)
             tree.add(
-                f"[bold]effect[/]    row {watts(before)} → {watts(after)} "
-                f"({after - before:+,.0f} W over {span((walk.row_after.at - walk.rollup.at) / 1000)})"
+                _line(
+                    "effect", f"row {watts(before)} → {watts(after)} ({after - before:+,.0f} W over {over})"
+                )
             )
     console.print(tree)
 
 
-def _sample(sample: Any) -> str:
+_SHOWN = 6  # samples of a walk that are told one by one
+
+
+def _line(head: str, text: str) -> Text:
+    """A line of the walk: its head in a column of its own."""
+    return Text.assemble((f"{head:10}", "bold"), text)
+
+
+def _plain(word: str) -> str:
+    """``safe_share`` as people say it."""
+    return word.replace("_", " ")
+
+
+def _sample(sample: Event) -> str:
     match sample:
         case FeedSample(power_w=power):
             return f"{sample.subject}: {watts(power)} on the meter at {to_text(sample.at)} ({sample.source})"
         case GpuFrame():
-            known = [reading for reading in (sample.best_power_w[-1] if sample.best_power_w else ()) if reading is not None]
-            return f"{sample.subject}: {watts(sum(known)) if known else 'unknown'} over {len(known)} GPUs at {to_text(sample.at)}"
+            newest = sample.best_power_w[-1] if sample.best_power_w else ()
+            known = [reading for reading in newest if reading is not None]
+            total = watts(sum(known)) if known else "unknown"
+            return (
+                f"{sample.subject}: {total} over {len(known)} GPUs at {to_text(sample.at)} ({sample.source})"
+            )
         case RackSample():
             return f"{sample.subject}: wall power of {len(sample.hosts)} hosts at {to_text(sample.at)}"
     return f"{type(sample).__name__} {sample.subject} at {to_text(sample.at)}"
@@ -150,18 +188,28 @@ def _outcome(outcome: Outcome) -> str:
 
 
 def print_holdings(holdings: tuple[Holding, ...]) -> None:
-    """Who held each host, one line a host."""
-    table = Table("host", "state", "by", "since", "lease ends", box=None)
+    """What held each host, one line a host."""
+    table = Table("host", "state", "by", "command", "since", "lease ends", "", box=None)
     for holding in holdings:
-        command = holding.command
+        command = holding.first or holding.command
+        lease = holding.command.lease if holding.command else None
         table.add_row(
             holding.target,
             holding.state,
-            f"{asked(command)}  [dim]{command.id}[/]" if command else "",
-            to_text(command.at) if command else "",
-            to_text(command.lease.expires_at) if command else "",
+            asked(command) if command else "",
+            command.id if command else "",
+            to_text(holding.since),
+            to_text(lease.expires_at) if lease else "",
+            Text("; ".join(filter(None, (holding.detail, *_besides(holding))))),
         )
     console.print(table)
+
+
+def _besides(holding: Holding) -> Iterator[str]:
+    if holding.pending is not None:
+        yield f"asked since and not in force yet: {asked(holding.pending)} ({holding.pending.id})"
+    for pin in holding.pins:
+        yield f"pinned at {pin.max_mhz} MHz by {pin.by} until {to_text(pin.expires_at)}: {pin.reason}"
 
 
 def print_alerts(alerts: tuple[Alert, ...]) -> None:
@@ -171,11 +219,11 @@ def print_alerts(alerts: tuple[Alert, ...]) -> None:
         table.add_row(
             to_text(alert.raised_at),
             alert.subject,
-            alert.kind,
+            _plain(alert.kind),
             f"{alert.phase} {to_text(alert.at)[11:19]}",
             "" if alert.worst is None else f"{alert.worst:,.4g}",
             "" if alert.limit is None else f"{alert.limit:,.4g}",
-            alert.because,
+            Text(alert.because),
         )
     console.print(table)
 
@@ -183,42 +231,45 @@ def print_alerts(alerts: tuple[Alert, ...]) -> None:
 def print_decision(decision: Decision) -> None:
     """One decision with what it wants in force, hosts of the same wish on one line."""
     console.print(Text(f"{decision.policy}, mode {decision.mode}", style="bold"))
-    console.print(f"  {decision.because}")
+    say(f"  {decision.because}")
     if decision.refusal:
-        console.print(f"  refuses: {decision.refusal}")
+        say(f"  refuses: {decision.refusal}")
     for overruled in decision.overruled:
-        console.print(f"  overruled: {overruled}")
+        say(f"  overruled: {overruled}")
     wishes: dict[str, list[str]] = {}
     for setting in decision.desired:
-        wish = f"{'brake to' if setting.brake else 'at or below'} {setting.max_mhz} MHz by {setting.path.replace('_', ' ')}"
-        wishes.setdefault(f"{wish}, on expiry {setting.on_expiry.replace('_', ' ')} ({setting.owner})", []).append(setting.target)
+        ceiling = f"{'brake to' if setting.brake else 'at or below'} {setting.max_mhz} MHz"
+        wish = f"{ceiling} by {_plain(setting.path)}, on expiry {_plain(setting.on_expiry)} ({setting.owner})"
+        wishes.setdefault(wish, []).append(setting.target)
     for wish, hosts in wishes.items():
-        console.print(f"  {len(hosts):3d} hosts {wish}: {hosts[0]}{' …' if len(hosts) > 1 else ''}")
+        say(f"  {len(hosts):3d} hosts {wish}: {hosts[0]}{' …' if len(hosts) > 1 else ''}")
 
 
 def print_summaries(summaries: list[tuple[str, Summary]]) -> None:
     """Stretches of time beside each other, one column each."""
     table = Table("", *(name for name, _ in summaries), box=None, header_style="bold", padding=(0, 2))
-    for index in range(2, 1 + len(summaries)):
-        table.columns[index].justify = "left"
+    results = [summary for _, summary in summaries]
 
     def line(title: str, *cells: str) -> None:
         table.add_row(title, *cells)
 
-    results = [summary for _, summary in summaries]
+    def counted(counts: Iterable[dict[str, int]]) -> Iterator[str]:
+        for each in counts:
+            yield ", ".join(f"{number:,} {_plain(kind)}" for kind, number in sorted(each.items())) or "none"
+
     line("span", *(span((s.end - s.start) / 1000) for s in results))
-    line("peak power", *(f"{watts(s.peak_w)}  ({share(s.peak_ratio)} of {watts(s.budget_w)})" for s in results))
+    line(
+        "peak power", *(f"{watts(s.peak_w)} ({share(s.peak_ratio)} of {watts(s.budget_w)})" for s in results)
+    )
     line("over budget", *(span(s.over_budget_s) for s in results))
     line("power unknown", *(span(s.unknown_s) for s in results))
     line("power brakes", *(str(s.brakes) for s in results))
     line("time in mode", *(", ".join(f"{m} {span(t)}" for m, t in s.modes_s.items()) for s in results))
-    line(
-        "capped host-minutes",
-        *(f"low priority {s.capped_minutes['low']:.0f}, high {s.capped_minutes['high']:.0f}" for s in results),
-    )
-    line("commands", *(", ".join(f"{n} {k}" for k, n in sorted(s.commands.items())) or "none" for s in results))
-    line("outcomes", *(", ".join(f"{n} {k}" for k, n in sorted(s.outcomes.items())) or "none" for s in results))
-    line("emergencies", *(", ".join(f"{n} {k}" for k, n in sorted(s.emergencies.items())) or "none" for s in results))
+    for priority in ("low", "high"):
+        line(f"capped host-minutes, {priority}", *(f"{s.capped_minutes[priority]:,.0f}" for s in results))
+    line("commands", *counted(s.commands for s in results))
+    line("outcomes", *counted(s.outcomes for s in results))
+    line("emergencies", *counted(s.emergencies for s in results))
     line("refused to decide", *(span(s.refusals_s) for s in results))
-    line("readings withheld", *(", ".join(f"{n} {k}" for k, n in sorted(s.verdicts.items())) or "none" for s in results))
+    line("readings withheld", *counted(s.verdicts for s in results))
     console.print(table)

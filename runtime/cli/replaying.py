@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import numpy as np
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, read_policy
 from runtime.cli.asking import instant
-from runtime.cli.plots import plot_replay
-from runtime.cli.printing import Json, console, emit, print_decision, print_summaries, progress, share, watts
-from runtime.config import ConfigError, read_text
+from runtime.cli.printing import Json, emit, print_decision, print_summaries, progress, say, share, watts
+from runtime.config import ConfigError, load_policy
 from runtime.control_loop import ControlLoop
 from runtime.hosts.replay import as_recorded, on_the_grid
 from runtime.row_loop import Beat
@@ -37,12 +37,13 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a replay came to. `same` is whether it said what the recording says was said: None where
-    that cannot be compared (an import, or another policy)."""
+    """What a replay came to. `same` is whether it said what was expected or recorded: None where there is
+    nothing to compare with (an import, or another policy). `note` is what is wrong with the file's end."""
 
     summaries: tuple[Summary, ...]
     same: bool | None
     dead_letters: int
+    note: str = ""
     against: tuple[Summary, ...] = ()
     differences: tuple[Difference, ...] = ()
 
@@ -68,6 +69,8 @@ class Course:
 
     def plot(self, row: str, budget_w: float, title: str, path: pathlib.Path) -> pathlib.Path:
         """Draw a row's course."""
+        from runtime.cli.plots import plot_replay  # a plotting library is slow to load, and seldom wanted
+
         at, power, modes = zip(*self.power[row], strict=True)
         at_s = (np.array(at, dtype=np.float64) - at[0]) / 1000
         return plot_replay(at_s, np.array(power), budget_w, modes, title, path)
@@ -115,10 +118,12 @@ def replay(
     """
     source = open_source(recording, site, budget_kw)
     chosen = policy_for(policy, source)
-    answer, course = replay_source(source, chosen, policy is not None, expect, output)
     if against is not None:
-        other = read_policy(read_text(against, "the policy file"), str(against))
-        answer = _compare(recording, site, budget_kw, source, chosen, other, answer)
+        if expect or output is not None:
+            raise ConfigError("--against compares two policies: leave --expect and --output out")
+        answer, course = compare(source, chosen, load_policy(against))
+    else:
+        answer, course = replay_source(source, chosen, policy is not None, expect, output)
     if plot is not None:
         row = source.site.rows[0]
         course.plot(row.path, row.budget_w, f"{recording.name}: {row.path} under {chosen.variant}", plot)
@@ -130,47 +135,83 @@ def replay(
 
 
 def replay_source(
-    source: Source, policy: CappingPolicy, other_policy: bool, expect: str = "", output: pathlib.Path | None = None
+    source: Source,
+    policy: CappingPolicy,
+    other_policy: bool,
+    expect: str = "",
+    output: pathlib.Path | None = None,
 ) -> tuple[Answer, Course]:
     """Replay a source whole. Raises ConfigError when `expect` cannot be met by this kind of source."""
     recorded = source.header is not None and not other_policy
     if expect == "recorded" and not recorded:
         raise ConfigError("--expect recorded: needs a recording of our own, under its own policy")
+    golden = _lines(pathlib.Path(expect)) if expect not in ("", "recorded") else None
     course = Course(source, policy)
-    said = _said(source, policy, recorded)
     same = True
-    golden = _lines(pathlib.Path(expect)) if expect and expect != "recorded" else None
-    written = output.open("wb") if output is not None else None
-    try:
-        for beat, then in said:
+    with _written(output) as written:
+        for beat, then in _said(source, policy, recorded):
             course.observe(beat)
-            if recorded and same:
-                same = beat.outputs == then
-            if golden is None and written is None:
-                continue
-            for event in beat.outputs:
-                line = codec.encode(event)
-                if written is not None:
-                    written.write(line + b"\n")
-                if golden is not None and same:
-                    same = next(golden, None) == line
-    finally:
-        if written is not None:
-            written.close()
-    if golden is not None and same:
-        same = next(golden, None) is None
+            lines = [codec.encode(event) for event in beat.outputs]
+            written(lines)
+            if recorded:
+                before = [codec.encode(event) for event in then]
+                # Where the recording was cut short, its last beat may say less than was said.
+                same &= before == (lines[: len(before)] if source.note else lines)
+            if golden is not None:
+                same &= list(itertools.islice(golden, len(lines))) == lines
+    if golden is not None:
+        same &= next(golden, None) is None
     compared = recorded or golden is not None
-    return Answer(course.summaries, same if compared else None, len(source.dead_letters)), course
+    answer = Answer(course.summaries, same if compared else None, len(source.dead_letters), source.note)
+    return answer, course
+
+
+def compare(source: Source, policy: CappingPolicy, other: CappingPolicy) -> tuple[Answer, Course]:
+    """Both policies over the same source, beat by beat, and where they decide differently."""
+    if policy.period_ms != other.period_ms:
+        raise ConfigError(
+            f"{policy.name} looks every {policy.period_ms} ms and {other.name} every {other.period_ms} ms: "
+            "policies are compared look by look"
+        )
+    ours, theirs = Course(source, policy), Course(source, other)
+    arms = (_said(source, arm, recorded=False) for arm in (policy, other))
+    open_: dict[str, Difference] = {}
+    found: list[Difference] = []
+    for (beat, _), (counter, _) in zip(*arms, strict=True):
+        ours.observe(beat)
+        theirs.observe(counter)
+        row, now = beat.tick.subject, beat.tick.at
+        known = open_.pop(row, None)
+        if known is not None:
+            known = msgspec.structs.replace(known, until=now)
+        if _wishes(beat) == _wishes(counter):
+            found += [known] if known is not None else []
+        elif known is not None and (known.mode, known.against_mode) == (
+            beat.decision.mode,
+            counter.decision.mode,
+        ):
+            open_[row] = known
+        else:
+            found += [known] if known is not None else []
+            said, against = beat.decision, counter.decision
+            open_[row] = Difference(row, now, now, said.mode, said.because, against.mode, against.because)
+    found += open_.values()
+    found.sort(key=lambda difference: (difference.since, difference.row))
+    answer = Answer(
+        ours.summaries, None, len(source.dead_letters), source.note, theirs.summaries, tuple(found)
+    )
+    return answer, ours
 
 
 def _said(source: Source, policy: CappingPolicy, recorded: bool) -> Iterator[tuple[Beat, tuple[Event, ...]]]:
+    """Each beat of a replay, and what the recording says was said at it (nothing, where not `recorded`)."""
     loop = ControlLoop(source.site, policy, epoch=source.epoch)
     with progress("events") as bar:
-        task = bar.add_task("replaying", total=None)
+        task = bar.add_task(f"replaying under {policy.variant}", total=None)
 
         def counted(events: Iterable[Event]) -> Iterator[Event]:
             for count, event in enumerate(events, start=1):
-                if not count % 5_000:
+                if not count % 1_000:
                     bar.update(task, completed=count)
                 yield event
 
@@ -179,6 +220,19 @@ def _said(source: Source, policy: CappingPolicy, recorded: bool) -> Iterator[tup
         else:
             for beat in on_the_grid(counted(source.events), loop, policy):
                 yield beat, ()
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path | None) -> Iterator[Callable[[list[bytes]], None]]:
+    """Somewhere to write lines to: a file, or nowhere. Raises ConfigError."""
+    if path is None:
+        yield lambda lines: None
+        return
+    try:
+        with path.open("wb") as stream:
+            yield lambda lines: stream.writelines(line + b"\n" for line in lines)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
@@ -193,53 +247,21 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
 
 def policy_for(path: pathlib.Path | None, source: Source) -> CappingPolicy:
     """The policy to decide with: the file's, the recording's own, or the built-in defaults with leave
-    to start an uncalibrated board from fractions (an import acts on nothing)."""
-    if path is not None:
-        return read_policy(read_text(path, "the policy file"), str(path))
-    if source.header is not None:
-        return read_policy(source.header.policy, "the recording's policy")
-    return msgspec.structs.replace(DEFAULT_POLICY, allow_fraction_defaults=True)
-
-
-def _compare(
-    recording: pathlib.Path,
-    site: pathlib.Path | None,
-    budget_kw: float | None,
-    source: Source,
-    policy: CappingPolicy,
-    other: CappingPolicy,
-    answer: Answer,
-) -> Answer:
-    """Both policies on the same grid, beat by beat."""
-    arms = [
-        _said(open_source(recording, site, budget_kw), arm, recorded=False)
-        for arm in (policy, other)
-    ]
-    courses = [Course(source, policy), Course(source, other)]
-    open_: dict[str, Difference] = {}
-    found: list[Difference] = []
-    for (ours, _), (theirs, _) in zip(*arms, strict=True):
-        courses[0].observe(ours)
-        courses[1].observe(theirs)
-        row, now = ours.tick.subject, ours.tick.at
-        known = open_.get(row)
-        if _wishes(ours) == _wishes(theirs):
-            if known is not None:
-                found.append(msgspec.structs.replace(known, until=now))
-                del open_[row]
-        elif known is None or (known.mode, known.against_mode) != (ours.decision.mode, theirs.decision.mode):
-            if known is not None:
-                found.append(msgspec.structs.replace(known, until=now))
-            open_[row] = Difference(
-                row, now, now, ours.decision.mode, ours.decision.because, theirs.decision.mode, theirs.decision.because
-            )
+    to start an uncalibrated board from fractions (an import acts on nothing). Raises ConfigError."""
+    if path is None and source.header is None:
+        return msgspec.structs.replace(DEFAULT_POLICY, allow_fraction_defaults=True)
+    try:
+        if path is not None:
+            policy = load_policy(path)
         else:
-            open_[row] = msgspec.structs.replace(known, until=now)
-    found += open_.values()
-    found.sort(key=lambda difference: (difference.since, difference.row))
-    return msgspec.structs.replace(
-        answer, summaries=courses[0].summaries, against=courses[1].summaries, differences=tuple(found)
-    )
+            assert source.header is not None
+            policy = read_policy(source.header.policy, f"{source.path}, its policy")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    unfit = dict.fromkeys(problem for row in source.site.rows for problem in policy.unfit_for(row))
+    if unfit:
+        raise ConfigError("\n".join(unfit))
+    return policy
 
 
 def _wishes(beat: Beat) -> list[tuple[str, int, bool]]:
@@ -248,29 +270,33 @@ def _wishes(beat: Beat) -> list[tuple[str, int, bool]]:
 
 def _print(recording: pathlib.Path, answer: Answer, policy: CappingPolicy, plot: pathlib.Path | None) -> None:
     for index, summary in enumerate(answer.summaries):
-        console.print(
-            f"[bold]{recording.name}[/]: {summary.row}, {to_text(summary.start)} to {to_text(summary.end)}, "
+        say(
+            f"{recording.name}: {summary.row}, {to_text(summary.start)} to {to_text(summary.end)}, "
             f"{summary.beats} beats, policy {policy.variant}"
         )
         columns = [(summary.policy, summary)]
         if answer.against:
             columns.append((f"against {answer.against[index].policy}", answer.against[index]))
         print_summaries(columns)
+    if answer.note:
+        say(answer.note)
     if answer.dead_letters:
-        console.print(f"{answer.dead_letters} lines could not be read and were kept whole as dead letters")
-    for difference in answer.differences[:40]:
-        console.print(
-            f"{to_text(difference.since)} to {to_text(difference.until)[11:]} {difference.row}\n"
-            f"  {difference.mode}: {difference.because}\n  {difference.against_mode}: {difference.against_because}"
-        )
-    if len(answer.differences) > 40:
-        console.print(f"and {len(answer.differences) - 40} more stretches (all of them with --json)")
+        say(f"{answer.dead_letters} lines could not be read and were kept whole as dead letters")
+    for difference in answer.differences[:_SHOWN]:
+        say(f"{to_text(difference.since)} to {to_text(difference.until)[11:]} {difference.row}")
+        say(f"  {difference.mode}: {difference.because}")
+        say(f"  against {difference.against_mode}: {difference.against_because}")
+    if len(answer.differences) > _SHOWN:
+        say(f"and {len(answer.differences) - _SHOWN} more stretches (all of them with --json)")
     if answer.against and not answer.differences:
-        console.print("both policies decide alike")
+        say("both policies decide alike")
     if answer.same is not None:
-        console.print("said the same as expected, byte for byte" if answer.same else "[red]DIFFERS from what was expected")
+        say("said the same as expected, byte for byte" if answer.same else "DIFFERS from what was expected")
     if plot is not None:
-        console.print(f"plot: {plot}")
+        say(f"plot: {plot}")
+
+
+_SHOWN = 40  # differences told one by one
 
 
 def explain(
@@ -306,7 +332,10 @@ def explain(
     source = open_source(recording, site, budget_kw)
     chosen = policy_for(policy, source)
     until = instant(at) if at else None
-    wanted = source.site.row(row).path if row else source.site.rows[0].path
+    wanted = row or source.site.rows[0].path
+    if wanted not in [each.path for each in source.site.rows]:
+        rows = ", ".join(each.path for each in source.site.rows)
+        raise ConfigError(f"{recording}: has no row {wanted!r}; it has {rows}")
     beats = (beat for beat, _ in _said(source, chosen, source.header is not None and policy is None))
     seen = (beat for beat in beats if beat.tick.subject == wanted)
     last: Beat | None = None
@@ -318,11 +347,12 @@ def explain(
         emit({"rollup": last.rollup, "decision": last.decision, "commands": last.commands})
         return 0
     rollup = last.rollup
-    console.print(
+    ratio = None if rollup.power_w is None else rollup.power_w / rollup.budget_w
+    say(
         f"{wanted} at {to_text(last.tick.at)}: {watts(rollup.power_w)} of {watts(rollup.budget_w)} "
-        f"({share(None if rollup.power_w is None else rollup.power_w / rollup.budget_w)}), known by {rollup.basis}, "
-        f"at most {watts(rollup.upper_w)}; {rollup.hosts_known} of {rollup.hosts_total} hosts"
+        f"({share(ratio)}), known by {rollup.basis}, at most {watts(rollup.upper_w)}; "
+        f"{rollup.hosts_known} of {rollup.hosts_total} hosts known"
     )
     print_decision(last.decision)
-    console.print(f"  {len(last.commands)} commands would go out now")
+    say(f"  {len(last.commands)} commands would go out now")
     return 0

@@ -1,21 +1,27 @@
-"""`windrow run` and `windrow record`: the pipeline on this machine."""
+"""`windrow run` and `windrow record`: the pipeline on this machine, or recorded off a simulated row."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import pathlib
 import signal
 import threading
+from collections.abc import Iterator
 
-from runtime.cli.operating import StateDir
-from runtime.cli.printing import console
+import msgspec
+
+from runtime.cli.operating import STATE_DIR
+from runtime.cli.printing import progress, say
 from runtime.clock import SystemClock
-from runtime.config import HostConfig, default_config, load_setup, read_host_config
-from runtime.state_dir import StateDir as State
-from runtime.wiring import on_this_machine, watching_this_machine
-from schemas.instants import SECOND
+from runtime.config import ConfigError, HostConfig, load_host, load_setup, read_host_config, single_host
+from runtime.recorder import Recorder, header_of
+from runtime.state_dir import StateDir
+from runtime.wiring import Unkept, on_this_machine, on_twin, watching_this_machine
+from schemas.instants import MINUTE, Instant, from_text
+from twin.row import DEMO, TwinRow
 
-_LOG = logging.getLogger(__name__)
+EVENING: Instant = from_text("2026-03-01T18:00:00Z")
+"""When the simulated evening begins."""
 
 
 def run(
@@ -24,10 +30,11 @@ def run(
     *,
     config: pathlib.Path | None = None,
     policy: pathlib.Path | None = None,
-    state_dir: StateDir = pathlib.Path("windrow-state"),
+    state_dir: pathlib.Path | None = None,
+    listen: str | None = None,
     dry_run: bool = False,
     record: pathlib.Path | None = None,
-    seconds: float | None = None,
+    minutes: float | None = None,
 ) -> int:
     """Run the whole pipeline here: read this machine's GPUs, decide, and set them under leases.
 
@@ -43,24 +50,34 @@ def run(
     policy
         A policy file; without one the built-in defaults.
     state_dir
-        Where the ledger, the hosts' state and the inbox live.
+        Where the ledger, the hosts' state and the inbox live; windrow-state when left out.
+    listen
+        Where metrics and health are served, as host:port; "" serves none. 127.0.0.1:9464 when left out.
     dry_run
         Decide and record, but hold no device.
     record
         Write a recording of every beat to this file.
-    seconds
+    minutes
         Stop after so long.
     """
-    chosen = _config(site, config, policy, state_dir, dry_run)
-    setup = load_setup(pathlib.Path(chosen.site), pathlib.Path(chosen.policy) if chosen.policy else None)
-    state = State(pathlib.Path(chosen.state_dir))
-    state.lock()
-    stop = _stop_on_signals()
+    chosen = _chosen(site, config, policy, state_dir)
+    if listen is not None:
+        chosen = msgspec.structs.replace(chosen, listen=listen)
+    if dry_run:
+        chosen = chosen.dry()
+    setup = load_host(chosen)
+    state = StateDir.made(chosen.state_dir)
     clock = SystemClock()
-    until = None if seconds is None else clock.now() + round(seconds * SECOND)
-    with on_this_machine(chosen, setup, state, clock, record=record) as host:
-        console.print(f"running on {setup.site.name}; state in {state.path}; health on {chosen.health.listen or 'nothing'}")
-        host.run(until=until, stop=stop.is_set)
+    with (
+        _until_stopped() as stop,
+        state.locked(),
+        on_this_machine(chosen, setup, state, clock, record=record) as host,
+    ):
+        say(
+            f"running {setup.site.name} under {setup.policy.variant}{' (dry)' if dry_run else ''}; state in "
+            f"{state.path}; health and metrics on {chosen.listen or 'nothing'}"
+        )
+        host.run(until=_end(clock, minutes), stop=stop.is_set)
     return 0
 
 
@@ -71,9 +88,14 @@ def record(
     site: pathlib.Path | None = None,
     config: pathlib.Path | None = None,
     policy: pathlib.Path | None = None,
-    seconds: float | None = None,
+    twin: pathlib.Path | None = None,
+    seed: int = 1,
+    from_minute: float = 0.0,
+    minutes: float | None = None,
 ) -> int:
     """Record this machine's telemetry and what would be decided on it. Nothing is commanded.
+
+    With --twin a simulated row is recorded instead, under control, as an evening on it would have been.
 
     Parameters
     ----------
@@ -85,35 +107,80 @@ def record(
         A host's configuration file instead.
     policy
         A policy file; without one the built-in defaults.
-    seconds
-        Stop after so long.
+    twin
+        The site file of a row to simulate.
+    seed
+        Of the simulated requests and boards; the same seed gives the same recording.
+    from_minute
+        How far into the simulated evening to begin.
+    minutes
+        Stop after so long. A simulated row stops after an hour when left out.
     """
-    chosen = _config(site, config, policy, pathlib.Path(), dry_run=True)
-    setup = load_setup(pathlib.Path(chosen.site), pathlib.Path(chosen.policy) if chosen.policy else None)
-    stop = _stop_on_signals()
-    clock = SystemClock()
-    until = None if seconds is None else clock.now() + round(seconds * SECOND)
-    with watching_this_machine(chosen, setup, clock, out) as host:
-        host.run(until=until, stop=stop.is_set)
-    console.print(f"recorded to {out}")
+    if twin is not None:
+        if site is not None or config is not None:
+            raise ConfigError("--twin names the site to simulate: leave --site and --config out")
+        _record_twin(out, twin, policy, seed, from_minute, 60.0 if minutes is None else minutes)
+    else:
+        chosen = _chosen(site, config, policy, None)
+        setup, clock = load_host(chosen), SystemClock()
+        with _until_stopped() as stop, watching_this_machine(chosen, setup, clock, out) as host:
+            say(f"recording {setup.site.name} to {out}")
+            host.run(until=_end(clock, minutes), stop=stop.is_set)
+    say(f"recorded to {out}")
     return 0
 
 
-def _config(
+def _record_twin(
+    out: pathlib.Path,
+    site: pathlib.Path,
+    policy: pathlib.Path | None,
+    seed: int,
+    from_minute: float,
+    minutes: float,
+) -> None:
+    """The first row of a site, simulated and under control."""
+    setup = load_setup(site, policy)
+    start = EVENING + round(from_minute * MINUTE)
+    load = DEMO.later(from_minute * 60.0)
+    plant = TwinRow(setup.site, setup.site.rows[0].path, seed=seed, start=start, load=load)
+    header = header_of(setup, 1, start, "windrow record --twin")
+    with Recorder(out, header) as recorder, progress("simulated minutes") as bar:
+        task = bar.add_task("recording", total=minutes)
+        rig = on_twin(plant, setup, ledger=Unkept(), observe=[recorder.write])
+        end = start + round(minutes * MINUTE)
+        for until in (*range(start + MINUTE, end, MINUTE), end):
+            rig.host.run(until=until)
+            bar.update(task, completed=(until - start) / MINUTE)
+
+
+def _chosen(
     site: pathlib.Path | None,
     config: pathlib.Path | None,
     policy: pathlib.Path | None,
-    state_dir: pathlib.Path,
-    dry_run: bool,
+    state_dir: pathlib.Path | None,
 ) -> HostConfig:
     if config is not None:
-        return read_host_config(config, dry_run=dry_run)
-    return default_config(site, policy, state_dir, dry_run=dry_run)
+        if site is not None or policy is not None or state_dir is not None:
+            raise ConfigError("--config names the site, the policy and the state directory: leave them out")
+        return read_host_config(config)
+    if site is None:
+        raise ConfigError("name a site file, or a host's configuration with --config")
+    return single_host(site, policy, state_dir or STATE_DIR)
 
 
-def _stop_on_signals() -> threading.Event:
+def _end(clock: SystemClock, minutes: float | None) -> Instant | None:
+    return None if minutes is None else clock.now() + round(minutes * MINUTE)
+
+
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
     """Set by SIGTERM and SIGINT, so that the host ends its turn and stands its agents down."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
