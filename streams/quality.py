@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from schemas.instants import Instant, Span
+from schemas.instants import MINUTE, Instant, Span
 from schemas.units import FloatArray
 
 IntArray = npt.NDArray[np.int64]
@@ -86,8 +86,10 @@ def plausible(power_w: FloatArray, ceiling_w: FloatArray | float) -> BoolArray:
 class InOrder:
     """One source whose messages are taken in the order of their time.
 
-    A repeated or late message is not taken. Three late ones in a row, each newer than the one
-    before, mean that the source's clock was set back: from there on it is taken at its word.
+    A repeated or late message is not taken. Three late ones in a row, each newer than the one before
+    and all more than a minute late, mean that the source's clock was set back: from there on it is
+    taken at its word. A broker that delivers again goes back to its last commit, seconds ago; after a
+    clock was set back by less than a minute the source is heard again when it has caught up.
     """
 
     __slots__ = ("_late", "_run", "at")
@@ -99,15 +101,16 @@ class InOrder:
 
     def take(self, at: Instant) -> bool:
         """Whether the message at `at` is news."""
-        if at > self.at:
-            self.at, self._late, self._run = at, NEVER, 0
-            return True
-        if at < self.at and at > self._late:
-            self._late, self._run = at, self._run + 1
-            if self._run >= 3:
-                self.at, self._late, self._run = at, NEVER, 0
-                return True
-        return False
+        if at <= self.at:
+            if at >= self.at - MINUTE:
+                self._run = 0
+                return False
+            self._run = self._run + 1 if at > self._late else 1
+            self._late = at
+            if self._run < 3:
+                return False
+        self.at, self._late, self._run = at, NEVER, 0
+        return True
 
 
 class SourceClocks:

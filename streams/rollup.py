@@ -140,6 +140,8 @@ class Rollup:
         self._tdp_w = np.array([host.sku.tdp_w for host in hosts])
         self._limit_w = np.array([max(host.sku.tdp_w, host.sku.limit_max_w) for host in hosts])
         self._idle_w = np.array([host.sku.idle_w for host in hosts])
+        self._all_idle_w = self._gpus * self._idle_w
+        self._all_swing_w = self._gpus * (self._tdp_w - self._idle_w)
         self._rest_idle_w = np.array([host.overhead_idle_w for host in hosts])
         self._rest_max_w = np.array([host.overhead_max_w for host in hosts])
         kinds = {kind: i for i, kind in enumerate(dict.fromkeys((h.sku.name, h.priority) for h in hosts))}
@@ -261,6 +263,7 @@ class Rollup:
         low, high = np.empty((2, 3, *going.shape))
         for i, field in enumerate((_utilisation_ratio, _sm_mhz)):
             seen, starts = self._gather(heard, field)
+            seen[np.isinf(seen)] = np.nan
             low[i] = np.fmin.reduceat(seen, starts, axis=0)
             high[i] = np.fmax.reduceat(seen, starts, axis=0)
         gpu_w = state.gpu_w[pick]
@@ -384,27 +387,12 @@ class Rollup:
         state.count("set_back", state.board_clocks.settle(now, rules) + state.wall_clocks.settle(now, rules)
                     + state.meter_clocks.settle(now, rules))  # fmt: skip
 
-        # What is trusted of each board and of each server's wall reading.
-        heard = state.gpu_at != NEVER
-        fresh = state.gpu_at >= now - rules.gpu_stale_ms
-        stuck = fresh & state.board_still.stuck(state.gpu_at, self._board_moves, rules)
-        trusted = fresh & ~stuck
-        state.count("stale", int((heard & ~fresh).sum()))
-        state.count("stuck", int(stuck.sum()))
+        trusted = self._believed(
+            state, state.gpu_at, state.board_still, now - rules.gpu_stale_ms, self._board_moves
+        )
         boards = trusted.sum(axis=1)
         gpus_w = np.where(trusted, state.gpu_w, 0.0).sum(axis=1)
-
-        walled = state.wall_at != NEVER
-        wall_fresh = state.wall_at >= now - rules.wall_stale_ms
-        wall_stuck = wall_fresh & state.wall_still.stuck(
-            state.wall_at, rules.power_move_ratio * self._rated_w, rules
-        )
-        denied = wall_fresh & ~wall_stuck & (state.wall_w < rules.contradiction_ratio * gpus_w)
-        by_wall = wall_fresh & ~wall_stuck & ~denied
-        state.count("stale", int((walled & ~wall_fresh).sum()))
-        state.count("stuck", int(wall_stuck.sum()))
-        state.count("contradicted", int(denied.sum()))
-        state.count("silent", int((~walled & (state.frame_at == NEVER)).sum()))
+        by_wall = self._believed_walls(state, now, gpus_w)
 
         # Hosts: what they draw, and what they can draw at most.
         share = np.where(by_wall, 1.0, boards / self._gpus)
@@ -462,10 +450,31 @@ class Rollup:
             hosts_total=len(self._hosts),
         )
 
+    def _believed(
+        self, state: RollupState, at: IntArray, still: Stillness, oldest: Instant, moves: FloatArray | float
+    ) -> BoolArray:
+        """The devices whose reading, taken `at`, is neither older than `oldest` nor stuck."""
+        fresh: BoolArray = at >= oldest
+        stuck = fresh & still.stuck(at, moves, self._rules)
+        if not fresh.all():
+            state.count("stale", int(((at != NEVER) & ~fresh).sum()))
+        state.count("stuck", int(stuck.sum()))
+        return fresh & ~stuck
+
+    def _believed_walls(self, state: RollupState, now: Instant, gpus_w: FloatArray) -> BoolArray:
+        """The hosts whose wall reading is believed: not one below what their own GPUs draw."""
+        rules = self._rules
+        silent = (state.wall_at == NEVER) & (state.frame_at == NEVER)
+        state.count("silent", int(silent.sum()))
+        moves = rules.power_move_ratio * self._rated_w
+        believed = self._believed(state, state.wall_at, state.wall_still, now - rules.wall_stale_ms, moves)
+        denied = believed & (state.wall_w < rules.contradiction_ratio * gpus_w)
+        state.count("contradicted", int(denied.sum()))
+        return believed & ~denied
+
     def _wall_w(self, gpus_w: FloatArray) -> FloatArray:
         """`Host.wall_w` for all hosts at once."""
-        idle_w, full_w = self._gpus * self._idle_w, self._gpus * self._tdp_w
-        load = np.clip((gpus_w - idle_w) / (full_w - idle_w), 0.0, 1.0)
+        load = np.minimum(np.maximum((gpus_w - self._all_idle_w) / self._all_swing_w, 0.0), 1.0)
         modelled: FloatArray = gpus_w + self._rest_idle_w + load * (self._rest_max_w - self._rest_idle_w)
         return modelled
 
@@ -484,13 +493,9 @@ class Rollup:
         rules = self._rules
         if not self._meters:
             return None
-        fresh = state.meter_at >= now - rules.meter_stale_ms
-        stuck = fresh & state.meter_still.stuck(
-            state.meter_at, rules.power_move_ratio * self._row.rated_w, rules
-        )
-        state.count("stale", int(((state.meter_at != NEVER) & ~fresh).sum()))
-        state.count("stuck", int(stuck.sum()))
-        if not (fresh & ~stuck).all():
+        moves = rules.power_move_ratio * self._row.rated_w
+        oldest = now - rules.meter_stale_ms
+        if not self._believed(state, state.meter_at, state.meter_still, oldest, moves).all():
             return None
         metered_w = float(state.meter_w.sum())
         if metered_w < rules.contradiction_ratio * floor_w or metered_w <= 0.0:

@@ -28,6 +28,7 @@ from schemas.forecasts import ForecastScore, PeakForecast
 from schemas.instants import SECOND, Span
 from schemas.samples import PowerRollup
 from schemas.units import FloatArray
+from streams.forecast.fitted import PEAKS
 from streams.forecast.learned import HISTORY, PeakModel, features
 from streams.forecast.scoring import Scores, Trust, TrustRules
 from streams.forecast.trailing import Trailing
@@ -80,12 +81,12 @@ class PeakState:
 
 class PeakForecaster:
     """PowerRollup in; a PeakForecast for each one that is known, and a ForecastScore per model each
-    minute. `model` must have been fitted at `period_ms`; without one the baseline runs alone."""
+    minute. Without a model, or with one that was fitted for other ticks, the baseline runs alone."""
 
     def __init__(
         self,
         row_path: str,
-        model: PeakModel | None = None,
+        model: PeakModel | None = PEAKS,
         *,
         period_ms: Span = 2 * SECOND,
         rules: TrustRules | None = None,
@@ -96,16 +97,18 @@ class PeakForecaster:
         self._rules = rules or TrustRules()
         self._ticks = [max(1, round(horizon_s * SECOND / period_ms)) for horizon_s in HORIZONS_S]
         self._quantiles = np.array(QUANTILES)
+        self._unfit = ""
+        if model is not None and (model.period_ms, model.horizons_s, model.quantiles) != (
+            period_ms,
+            HORIZONS_S,
+            QUANTILES,
+        ):
+            self._unfit = (
+                f"{model.name} was fitted for ticks of {model.period_ms} ms, other horizons or quantiles"
+            )
+            model = None
         self._models = (BASELINE,) if model is None else (BASELINE, model.name)
-        self._coefficients: FloatArray | None = None
-        if model is not None:
-            if (model.period_ms, model.horizons_s, model.quantiles) != (period_ms, HORIZONS_S, QUANTILES):
-                raise ValueError(
-                    f"model {model.name} was fitted for ticks of {model.period_ms} ms, horizons "
-                    f"{model.horizons_s} s and quantiles {model.quantiles}, not for {period_ms} ms, "
-                    f"{HORIZONS_S} s and {QUANTILES}"
-                )
-            self._coefficients = np.array(model.coefficients)
+        self._coefficients = None if model is None else np.array(model.coefficients)
 
     def key(self, event: Event) -> str:
         """The row."""
@@ -151,7 +154,7 @@ class PeakForecaster:
         forecasts_w = [self._baseline(state, level_w)]
         centre_w: FloatArray | None = None
         if self._coefficients is None:
-            why_not = ""
+            why_not = self._unfit
         elif len(powers_w) < HISTORY:
             why_not = f"only {len(powers_w)} of {HISTORY} readings since the last gap"
         else:

@@ -26,7 +26,7 @@ class TrustRules(msgspec.Struct, frozen=True, kw_only=True):
     window: int = 900
     enough: int = 150
     worse_ratio: float = 1.0
-    better_ratio: float = 0.95
+    better_ratio: float = 0.9
     cover_least: float = 0.95
     cover_again: float = 0.97
     recover: int = 150

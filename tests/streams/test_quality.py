@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from support.rows import T0
 
 from schemas.instants import HOUR, SECOND
@@ -18,16 +20,25 @@ def test_no_powered_device_reads_zero_less_or_nothing_finite() -> None:
 
 def test_messages_are_taken_in_order_until_the_clock_is_set_back() -> None:
     order = InOrder()
-    assert [order.take(at) for at in (10, 12, 12, 11, 13)] == [True, True, False, False, True]
-    assert [order.take(at) for at in (3, 5, 4, 7, 8)] == [False, False, False, True, True]
-    assert order.at == 8
+    assert [order.take(T0 + at) for at in (10, 12, 12, 11, 13)] == [True, True, False, False, True]
+    back = T0 - HOUR
+    assert [order.take(back + at) for at in (3, 5, 4, 7, 8, 9)] == [False, False, False, False, True, True]
+    assert order.at == back + 9
 
 
 def test_late_messages_between_good_ones_never_set_a_clock_back() -> None:
     order = InOrder()
-    for at in range(100, 160, 10):
-        assert order.take(at)
-        assert not order.take(at - 50)
+    for at in range(0, 100_000, 10_000):
+        assert order.take(T0 + at)
+        assert not order.take(T0 + at - HOUR)
+
+
+@given(st.lists(st.integers(0, 59), min_size=1, max_size=40))
+def test_what_a_broker_delivers_again_is_never_news(again: list[int]) -> None:
+    order = InOrder()
+    for s in range(60):
+        order.take(T0 + s * SECOND)
+    assert not any(order.take(T0 + s * SECOND) for s in again)
 
 
 def clock_run(step_ms: int) -> int:

@@ -408,7 +408,7 @@ def plants(draw: st.DrawFn) -> tuple[Row, list[Event]]:
             events.append(wall(row.racks[0], now, [draw(readings), draw(st.floats(500, 5000))]))
         if draw(st.booleans()):
             events.append(feed(METER, now, draw(st.one_of(readings, st.floats(1000, 9000)))))
-        if events and draw(st.booleans()):
+        if draw(st.booleans()) and events:
             events.append(events[draw(st.integers(0, len(events) - 1))])
         events.append(tick(now))
     return row, events
