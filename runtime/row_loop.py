@@ -23,12 +23,16 @@ from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.forecasts import ForecastScore, PeakForecast
-from schemas.samples import PowerRollup
+from schemas.samples import GpuFrame, PowerRollup, RackSample
 from schemas.topics import topic_of
 from schemas.topology import Row
 from streams.detect.overload import OverloadDetector, OverloadState
 from streams.forecast.peaks import PeakForecaster, PeakState
 from streams.rollup import Rollup, RollupState
+
+
+_ROLLED_UP = (GpuFrame, RackSample)
+"""What only the rollup reads, and by far the most of what comes."""
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -112,8 +116,9 @@ class RowLoop:
         state.rollup, rollups = self._rollup.step(state.rollup, [*inputs, tick])
         (rollup,) = rollups
         state.forecast, forecasts = self._forecaster.step(state.forecast, rollups)
-        state.detect, emergencies = self._detector.step(state.detect, [*inputs, *rollups])
-        state.view = fold(state.view, [*inputs, rollup, *forecasts, *emergencies])
+        words = [event for event in inputs if type(event) not in _ROLLED_UP]
+        state.detect, emergencies = self._detector.step(state.detect, [*words, *rollups])
+        state.view = fold(state.view, [*words, rollup, *forecasts, *emergencies])
         seen = view(state.view, self.row, tick.at)
         wish = arbitrate([capping.decide(seen, self.policy, tick.at, source=self.source)])
         decision = guard(wish, seen, self.policy, tick.at)

@@ -1,0 +1,78 @@
+"""Recorded minutes of simulated rows: the same messages for every contender."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controllers.policy import DEFAULT_POLICY
+from runtime.config import Setup
+from runtime.row_loop import Beat
+from runtime.wiring import on_twin
+from schemas import codec
+from schemas.envelope import Event
+from schemas.instants import SECOND, Instant, Span
+from schemas.shares import safe_shares
+from schemas.site_file import read_site
+from twin.row import TwinRow
+
+START: Instant = 1_772_388_000_000
+
+
+class Nowhere:
+    """Records that nobody keeps: the ledger's own cost is measured on its own."""
+
+    def append(self, events: object) -> None:
+        """Nothing to do."""
+
+
+def site_text(hosts: int, rows: int = 1) -> str:
+    """A site of equal rows of DGX-A100 servers, each oversubscribed by 30 %."""
+    budget_w = hosts / 1.3 * 6500
+    parts = [
+        f'[site]\nname = "bench1"\n[[ups]]\nname = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
+        f'[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
+    ]
+    for row in range(1, rows + 1):
+        parts.append(
+            f'[[feeds]]\nname = "feed-{row}"\npdu = "pdu-1"\nlimit_w = {budget_w}\n'
+            f'[[rows]]\nname = "row-{row}"\nbudget_w = {budget_w}\nmeters = ["feed-{row}"]\n'
+            f'[[racks]]\nrow = "row-{row}"\nnames = "r[01-{hosts // 4:02d}]"\nfeeds = ["feed-{row}"]\n'
+            '[[racks.hosts]]\nnames = "h[01-02]"\nsku = "A100-SXM4-80GB"\ngpus = 8\npriority = "high"\n'
+            'paths = ["in_band", "out_of_band", "brake"]\n'
+            '[[racks.hosts]]\nnames = "h[03-04]"\nsku = "A100-SXM4-80GB"\ngpus = 8\npriority = "low"\n'
+            'paths = ["in_band", "out_of_band", "brake"]\n'
+        )
+    return "".join(parts)
+
+
+def setup_for(hosts: int, rows: int = 1) -> Setup:
+    """The site above, under the default policy."""
+    text = site_text(hosts, rows)
+    site = read_site(text, "bench1")
+    return Setup(site=site, site_text=text, policy=DEFAULT_POLICY, policy_text="", shares=safe_shares(site))
+
+
+def recorded(hosts: int, seconds: int, frame_ms: Span = SECOND) -> tuple[Setup, list[bytes]]:
+    """`seconds` of one busy row, as the lines of a recording: inputs and ticks, in order."""
+    setup = setup_for(hosts)
+    lines: list[bytes] = []
+
+    def keep(beat: Beat) -> None:
+        lines.extend(codec.encode(event) for event in (*beat.inputs, beat.tick))
+
+    plant = TwinRow(setup.site, "bench1/row-1", seed=1, start=START)
+    rig = on_twin(plant, setup, ledger=Nowhere(), frame_ms=frame_ms, observe=[keep])
+    rig.host.run(until=START + seconds * SECOND)
+    return setup, lines
+
+
+def moved(events: list[Event], row: int) -> list[Event]:
+    """The same messages as if said of another row of the same shape."""
+    return [
+        msgspec.structs.replace(
+            event,
+            id="",
+            subject=event.subject.replace("/row-1", f"/row-{row}").replace("/feed-1", f"/feed-{row}"),
+        )
+        for event in events
+    ]
