@@ -36,6 +36,10 @@ NEVER: Instant = -(1 << 62)
 """Earlier than any event: a source not heard of yet."""
 
 
+LEAST_W = 0.001
+"""Below a milliwatt, the finest that any power sensor here resolves, a reading is a zero."""
+
+
 class QualityRules(msgspec.Struct, frozen=True, kw_only=True):
     """When a reading is withheld. All figures are our choice unless a source is named.
 
@@ -75,11 +79,11 @@ class QualityRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plausible(power_w: FloatArray, ceiling_w: FloatArray | float) -> BoolArray:
-    """Which powers a powered device can have: above zero and at most `ceiling_w` (broadcast).
+    """Which powers a powered device can have: from LEAST_W to `ceiling_w` (broadcast).
 
     NaN and infinities are not plausible.
     """
-    held: BoolArray = (power_w > 0.0) & (power_w <= ceiling_w)
+    held: BoolArray = (power_w >= LEAST_W) & (power_w <= ceiling_w)
     return held
 
 

@@ -37,6 +37,7 @@ from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample
 from schemas.topology import Row
 from schemas.units import FloatArray, Grid, Reading
 from streams.quality import (
+    LEAST_W,
     NEVER,
     BoolArray,
     InOrder,
@@ -368,7 +369,7 @@ class Rollup:
             if watts is None:
                 state.count("lost")
                 continue
-            if not (opened or 0.0 < watts <= self._rules.ceiling_ratio * self._row.rated_w):
+            if not (opened or LEAST_W <= watts <= self._rules.ceiling_ratio * self._row.rated_w):
                 state.count("impossible")
                 continue
             state.meter_w[meter], state.meter_at[meter], state.meter_ids[meter] = watts, at, sample.id
@@ -498,7 +499,7 @@ class Rollup:
         if not self._believed(state, state.meter_at, state.meter_still, oldest, moves).all():
             return None
         metered_w = float(state.meter_w.sum())
-        if metered_w < rules.contradiction_ratio * floor_w or metered_w <= 0.0:
+        if metered_w < rules.contradiction_ratio * floor_w or metered_w < LEAST_W:
             state.count("contradicted", len(self._meters))
             return None
         return metered_w

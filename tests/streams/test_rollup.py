@@ -447,7 +447,7 @@ def test_coverage_and_the_upper_bound_are_what_a_count_by_hand_gives(plant: tupl
         gpus_w, n = sum(w for w in boards if w), sum(w is not None for w in boards)
         walls = [e for e in heard if not isinstance(e, GpuFrame) and host.path in getattr(e, "hosts", ())]
         wall_w = walls[0].power_w[walls[0].hosts.index(host.path)] if walls else None  # type: ignore[attr-defined]
-        if wall_w is None or not (0 < wall_w <= 1.5 * host.rated_w) or wall_w < 0.95 * gpus_w:
+        if wall_w is None or not (0.001 <= wall_w <= 1.5 * host.rated_w) or wall_w < 0.95 * gpus_w:
             wall_w = None
         share_w += host.rated_w * (1.0 if wall_w is not None else n / 2)
         if wall_w is not None:
@@ -478,6 +478,8 @@ def _by_hand(host: Host, frames: list[GpuFrame], now: int) -> list[float | None]
         return [None] * host.gpu_count
     boards: list[float | None] = []
     for g in range(host.gpu_count):
-        seen = [w for f in taken if (w := f.best_power_w[0][g]) is not None and 0 < w <= 1.5 * host.sku.tdp_w]
+        seen = [
+            w for f in taken if (w := f.best_power_w[0][g]) is not None and 0.001 <= w <= 1.5 * host.sku.tdp_w
+        ]
         boards.append(sum(seen) / len(seen) if seen else None)
     return boards
