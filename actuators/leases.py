@@ -47,6 +47,8 @@ class LeaseTimer:
     ) -> None:
         self.agents = agents
         self.faults: Counter[str] = Counter()
+        self.steps = 0
+        """How often every agent was stepped; a timer whose count stands still is stuck."""
         self._clock = clock
         self._source = source
         self._period_s = period_s
@@ -79,6 +81,7 @@ class LeaseTimer:
         """Step every agent once. One that is being stepped just now is left to it."""
         for path, agent in self.agents.items():
             self._call(path, partial(agent.step, ()), wait=False)
+        self.steps += 1
 
     def take(self) -> list[Outcome]:
         """What the agents have said since the last call."""

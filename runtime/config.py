@@ -41,7 +41,7 @@ from schemas.topology import Site
 LISTEN = "127.0.0.1:9464"
 """Where metrics and health are served unless the configuration says otherwise."""
 
-_ADDRESS = re.compile(r".+:[0-9]{1,5}")
+_ADDRESS = re.compile(r".+:([0-9]{1,5})")
 _FASTEST: Span = 100
 _SLOWEST: Span = MINUTE
 
@@ -108,6 +108,15 @@ def read_text(path: pathlib.Path, what: str) -> str:
         raise ConfigError(f"{path}: {what} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: {what} is not UTF-8 text: {error}") from error
+
+
+ADDRESS = f'host:port, such as "{LISTEN}", or "" to serve nothing'
+
+
+def is_address(listen: str) -> bool:
+    """Whether health can be told to listen there: ``host:port``, or nothing."""
+    match = _ADDRESS.fullmatch(listen)
+    return not listen or (match is not None and int(match[1]) < 1 << 16)
 
 
 def load_site(path: pathlib.Path) -> Site:
@@ -218,8 +227,8 @@ def _listen(root: Table) -> str:
     if health is None:
         return LISTEN
     listen = "" if health.raw.get("listen") == "" else health.text("listen", "host:port", LISTEN)
-    if listen and not _ADDRESS.fullmatch(listen):
-        health.wrong("listen", 'must be host:port, such as "127.0.0.1:9464", or "" to serve nothing')
+    if not is_address(listen):
+        health.wrong("listen", f"must be {ADDRESS}")
     health.has("listen")
     health.close()
     return listen

@@ -18,14 +18,14 @@ from collectors.feed_meter import FeedCollector
 from collectors.gpu_nvml import NvmlCollector
 from runtime.agents import InlineAgents, TimedAgents
 from runtime.clock import Clock, SimulatedClock
-from runtime.config import HostConfig, Setup
+from runtime.config import ConfigError, HostConfig, Setup
 from runtime.control_loop import ControlLoop
 from runtime.health import HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
+from runtime.instruments import HeardAgents, HeardLedger, HeardSamples, Instruments
 from runtime.ledger.standing import standing
 from runtime.ledger.store import Ledger, LedgerUnwritable
-from runtime.metrics import Metrics
 from runtime.polling import InlineSamples, ThreadedSamples
 from runtime.recorder import Recorder, header_of
 from runtime.registry import ACTUATORS, COLLECTORS
@@ -109,38 +109,48 @@ def on_this_machine(
     """
     epoch = state.next_epoch()
     state.keep_config(config)
+    instruments = Instruments(setup.site, clock)
+    loop = ControlLoop(setup.site, setup.policy, epoch=epoch)
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(state.ledger))
-        metrics = Metrics()
-        observers: list[Callable[[Beat], None]] = [metrics.observe]
+        observers: list[Callable[[Beat], None]] = [instruments.observe]
         if record is not None:
             header = header_of(setup, epoch, clock.now(), "windrow run")
             observers.append(stack.enter_context(Recorder(record, header)).write)
+        samples = stack.enter_context(_collected(config, setup, clock))
         timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
         host = EmbeddedHost(
             clock=clock,
-            loop=ControlLoop(setup.site, setup.policy, epoch=epoch),
-            samples=stack.enter_context(_collected(config, setup, clock)),
-            agents=TimedAgents(timer, setup.oversubscribed),
-            ledger=ledger,
+            loop=loop,
+            samples=HeardSamples(samples, instruments),
+            agents=HeardAgents(TimedAgents(timer, setup.oversubscribed), timer, instruments),
+            ledger=HeardLedger(ledger, instruments),
             operators=Operators(state.path, setup.site, ledger.holds),
             observe=observers,
         )
         stack.callback(_stand_down, timer, host, clock)
-        host.loop.offer(standing(ledger, clock.now()))
+        instruments.metrics.watch(samples.states, loop.strangers)
+        instruments.metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
+        loop.offer(standing(ledger, clock.now()))
         if config.listen:
-            stack.enter_context(HealthServer(config.listen, metrics, host, clock))
+            stack.enter_context(_served(config.listen, instruments))
         yield host
+
+
+def _served(listen: str, instruments: Instruments) -> HealthServer:
+    try:
+        return HealthServer(listen, instruments.health, instruments.metrics.exposition)
+    except OSError as error:
+        raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def watching_this_machine(
-    config: HostConfig, setup: Setup, clock: Clock, out: pathlib.Path
+    config: HostConfig, setup: Setup, clock: Clock, recorder: Recorder
 ) -> Iterator[EmbeddedHost]:
     """The pipeline on real devices with nobody to command and no ledger: what is read and what would be
-    decided goes into the recording `out`. Raises ConfigError or CollectorError, in words."""
-    header = header_of(setup, 1, clock.now(), "windrow record")
-    with Recorder(out, header) as recorder, _collected(config, setup, clock) as samples:
+    decided goes to the recorder. Raises CollectorError, in words."""
+    with _collected(config, setup, clock) as samples:
         yield EmbeddedHost(
             clock=clock,
             loop=ControlLoop(setup.site, setup.policy, epoch=1),

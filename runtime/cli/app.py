@@ -62,7 +62,8 @@ _OPERATORS = (
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command line; its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    level = logging.INFO if list(tokens[:1]) == ["run"] else logging.WARNING  # a service says what it does
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         if not tokens or tokens[0] not in COMMANDS:
             for command in COMMANDS:

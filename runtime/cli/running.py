@@ -13,7 +13,16 @@ import msgspec
 from runtime.cli.operating import STATE_DIR
 from runtime.cli.printing import progress, say
 from runtime.clock import SystemClock
-from runtime.config import ConfigError, HostConfig, load_host, load_setup, read_host_config, single_host
+from runtime.config import (
+    ADDRESS,
+    ConfigError,
+    HostConfig,
+    is_address,
+    load_host,
+    load_setup,
+    read_host_config,
+    single_host,
+)
 from runtime.recorder import Recorder, header_of
 from runtime.state_dir import StateDir
 from runtime.wiring import Unkept, on_this_machine, on_twin, watching_this_machine
@@ -62,6 +71,8 @@ def run(
     """
     chosen = _chosen(site, config, policy, state_dir)
     if listen is not None:
+        if not is_address(listen):
+            raise ConfigError(f'--listen = "{listen}": must be {ADDRESS}')
         chosen = msgspec.structs.replace(chosen, listen=listen)
     if dry_run:
         chosen = chosen.dry()
@@ -119,15 +130,26 @@ def record(
     if twin is not None:
         if site is not None or config is not None:
             raise ConfigError("--twin names the site to simulate: leave --site and --config out")
-        _record_twin(out, twin, policy, seed, from_minute, 60.0 if minutes is None else minutes)
+        trouble = _record_twin(out, twin, policy, seed, from_minute, 60.0 if minutes is None else minutes)
     else:
-        chosen = _chosen(site, config, policy, None)
-        setup, clock = load_host(chosen), SystemClock()
-        with _until_stopped() as stop, watching_this_machine(chosen, setup, clock, out) as host:
-            say(f"recording {setup.site.name} to {out}")
-            host.run(until=_end(clock, minutes), stop=stop.is_set)
+        trouble = _record_machine(out, _chosen(site, config, policy, None), minutes)
+    if trouble:
+        raise ConfigError(trouble)
     say(f"recorded to {out}")
     return 0
+
+
+def _record_machine(out: pathlib.Path, config: HostConfig, minutes: float | None) -> str:
+    """This machine, until stopped; what was wrong with the recording, empty when nothing was."""
+    setup, clock = load_host(config), SystemClock()
+    with (
+        _until_stopped() as stop,
+        Recorder(out, header_of(setup, 1, clock.now(), "windrow record")) as recorder,
+        watching_this_machine(config, setup, clock, recorder) as host,
+    ):
+        say(f"recording {setup.site.name} to {out}")
+        host.run(until=_end(clock, minutes), stop=stop.is_set)
+    return recorder.trouble
 
 
 def _record_twin(
@@ -137,8 +159,8 @@ def _record_twin(
     seed: int,
     from_minute: float,
     minutes: float,
-) -> None:
-    """The first row of a site, simulated and under control."""
+) -> str:
+    """The first row of a site, simulated and under control; what was wrong with the recording."""
     setup = load_setup(site, policy)
     start = EVENING + round(from_minute * MINUTE)
     load = DEMO.later(from_minute * 60.0)
@@ -151,6 +173,7 @@ def _record_twin(
         for until in (*range(start + MINUTE, end, MINUTE), end):
             rig.host.run(until=until)
             bar.update(task, completed=(until - start) / MINUTE)
+    return recorder.trouble
 
 
 def _chosen(
