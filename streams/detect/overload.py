@@ -133,12 +133,14 @@ class OverloadDetector:
         phase = state.overload_level.step(rollup.at, used, self._band)
         if phase is not None and power_w is not None:
             limits = self._limits
-            words = {
-                "raised": "above its budget",
-                "escalated": f"above {limits.escalate_above:.0%} of its budget, or above it for "
-                f"{limits.persist_ms / SECOND:g} s",
-                "cleared": f"below {limits.clear_below:.0%} of its budget for {limits.clear_ms / SECOND:g} s",
-            }[phase]
+            if phase == "raised":
+                words = "above its budget"
+            elif phase == "cleared":
+                words = f"below {limits.clear_below:.0%} of its budget for {limits.clear_ms / SECOND:g} s"
+            elif power_w > limits.escalate_above * budget_w:
+                words = f"above {limits.escalate_above:.0%} of its budget"
+            else:
+                words = f"above its budget for {limits.persist_ms / SECOND:g} s"
             because = f"{self._row.path} draws {power_w / 1000:.1f} kW of {budget_w / 1000:.1f} kW: {words}"
             said = self._say(rollup, "overload", phase, because, state.overload, power_w, budget_w)
             state.overload = "" if phase == "cleared" else said.episode

@@ -61,7 +61,9 @@ def test_an_overload_is_one_episode_from_raised_to_cleared() -> None:
     assert said[0].episode == said[0].id != said[3].episode
     assert [e.cause for e in said] == [(events[i].id,) for i in (1, 4, 10, 11)]
     assert (said[0].value, said[0].limit) == (102_000.0, BUDGET_W)
-    assert said[0].because == f"{ROW} draws 102.0 kW of 100.0 kW: above its budget"
+    drawn = f"{ROW} draws 102.0 kW of 100.0 kW: above its budget"
+    assert [e.because for e in said[:2]] == [drawn, f"{drawn} for 5 s"]
+    assert said[2].because.endswith("below 97% of its budget for 10 s")
 
 
 def test_an_overload_is_not_ended_by_not_knowing() -> None:
