@@ -20,12 +20,13 @@ from runtime.agents import InlineAgents, TimedAgents
 from runtime.clock import Clock, SimulatedClock
 from runtime.config import ConfigError, HostConfig, Setup
 from runtime.control_loop import ControlLoop
-from runtime.health import HealthServer
+from runtime.health import Health, HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
-from runtime.instruments import HeardAgents, HeardLedger, HeardSamples, Instruments
 from runtime.ledger.standing import standing
 from runtime.ledger.store import Ledger, LedgerUnwritable
+from runtime.measured import Measured
+from runtime.metrics import Metrics
 from runtime.polling import InlineSamples, ThreadedSamples
 from runtime.recorder import Recorder, header_of
 from runtime.registry import ACTUATORS, COLLECTORS
@@ -109,37 +110,69 @@ def on_this_machine(
     """
     epoch = state.next_epoch()
     state.keep_config(config)
-    instruments = Instruments(setup.site, clock)
     loop = ControlLoop(setup.site, setup.policy, epoch=epoch)
+    metrics = Metrics(setup.site)
+    measured = Measured(metrics, clock)
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(state.ledger))
-        observers: list[Callable[[Beat], None]] = [instruments.observe]
+        samples = stack.enter_context(_collected(config, setup, clock))
+        timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
+        health = Health(clock)
+        observers = [measured.observe, _signs(health, loop, samples, timer, measured)]
         if record is not None:
             header = header_of(setup, epoch, clock.now(), "windrow run")
             observers.append(stack.enter_context(Recorder(record, header)).write)
-        samples = stack.enter_context(_collected(config, setup, clock))
-        timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
         host = EmbeddedHost(
             clock=clock,
             loop=loop,
-            samples=HeardSamples(samples, instruments),
-            agents=HeardAgents(TimedAgents(timer, setup.oversubscribed), timer, instruments),
-            ledger=HeardLedger(ledger, instruments),
-            operators=Operators(state.path, setup.site, ledger.holds),
+            samples=measured.samples(samples),
+            agents=measured.agents(TimedAgents(timer, setup.oversubscribed)),
+            ledger=measured.ledger(ledger),
+            operators=measured.operators(Operators(state.path, setup.site, ledger.holds)),
             observe=observers,
         )
         stack.callback(_stand_down, timer, host, clock)
-        instruments.metrics.watch(samples.states, loop.strangers)
-        instruments.metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
+        metrics.watch(samples.states, loop.strangers)
+        metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
         loop.offer(standing(ledger, clock.now()))
         if config.listen:
-            stack.enter_context(_served(config.listen, instruments))
+            stack.enter_context(_served(config.listen, health, metrics))
         yield host
 
 
-def _served(listen: str, instruments: Instruments) -> HealthServer:
+def _signs(
+    health: Health, loop: ControlLoop, samples: ThreadedSamples, timer: LeaseTimer, measured: Measured
+) -> Callable[[Beat], None]:
+    """What a host's health is judged by; call the result at each beat. A beat is late after five periods
+    and never before ten seconds; what is vital, a restart may mend."""
+    within_s = max(10.0, 5 * loop.policy.period_ms / SECOND)
+    for row in loop.loops:
+        health.expect(f"beat {row}", within_s=within_s, vital=True)
+        health.expect(f"samples {row}", within_s=within_s)
+    health.expect("lease timer", within_s=within_s, vital=True)
+    health.expect("ledger", within_s=within_s)
+    health.ask(lambda: f"{measured.waiting} records wait for the ledger" if measured.waiting else "")
+    health.ask(
+        lambda: "; ".join(f"{each.name} is away: {each.away}" for each in samples.states() if each.away)
+    )
+    health.ask(lambda: "; ".join(f"{path}: its agent raised {n} times" for path, n in timer.faults.items()))
+    steps = 0
+
+    def observe(beat: Beat) -> None:
+        nonlocal steps
+        health.observe(beat)
+        if not measured.waiting:
+            health.seen("ledger")
+        if timer.steps != steps:
+            steps = timer.steps
+            health.seen("lease timer")
+
+    return observe
+
+
+def _served(listen: str, health: Health, metrics: Metrics) -> HealthServer:
     try:
-        return HealthServer(listen, instruments.health, instruments.metrics.exposition)
+        return HealthServer(listen, health, metrics.exposition)
     except OSError as error:
         raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
 
