@@ -19,6 +19,8 @@ The shares are our derivation (published clock over 1410 MHz).
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from schemas.skus import Sku
@@ -68,6 +70,7 @@ def from_fractions(sku: Sku) -> ClockTable:
     return ClockTable(**{step: int(share * sku.max_mhz) for step, share in FRACTIONS.items()})
 
 
+@cache
 def settle(table: ClockTable, sku: Sku) -> Clocks:
     """The table on this board: each entry rounded *down* to a supported clock. Raises Uncalibrated
     where the order that the steps rely on is lost: brake < low_t2 < low_t1 < max, low_t2 < high_t2 < max."""
