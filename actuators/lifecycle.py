@@ -3,8 +3,8 @@
     asked ──► refused                              not attempted, and the text says why
       │
       ▼
-    applying ──► failed                            not read back by the deadline; its lease still counts
-      │  ▲
+    applying ──► failed ──► verified               not read back by its deadline; while its lease counts it
+      │  ▲                                         is tried again, and may come in late
       │  └───────── lost ───────┐                  a driver reload forgot it: written again
       ▼                         │
     verified ──► renewed ──► verified              a later command asked for the same: its lease counts
@@ -246,11 +246,15 @@ class HostAgent:
             self._turn_to("safe_share", kept, now, out, "no lease at start")
 
     def _look_afresh(self, kept: Kept) -> None:
-        """What is on a device that has nothing of ours on it is what was found there."""
+        """What is on a device that has nothing of ours on it is what was found there. A GPU that does not
+        answer now is given back what was found on it before."""
         try:
-            kept.found = self._actuators[self._keeper].inspect()
+            seen = self._actuators[self._keeper].inspect()
         except ActuatorError:
-            return  # what was found before still stands
+            return
+        limits = dict(zip(kept.found.uuids, kept.found.limit_w, strict=True))
+        limits.update(zip(seen.uuids, seen.limit_w, strict=True))
+        kept.found = Found(uuids=tuple(limits), limit_w=tuple(limits.values()), lock_mhz=seen.lock_mhz)
 
     # ---- taking a command ----
 
@@ -461,18 +465,18 @@ class HostAgent:
         """Past its deadline a command has failed. The safe share, or what was found, is tried for ever,
         and the first failure is told."""
         late = self._elapsed >= effort.deadline
-        kind = Refused if refused else Failed
+        detail = effort.trouble
         if kept.intent == "obey":
-            if late or refused:
-                self._effort = None
-                self._say(out, kind, now, kept.command, effort.trouble)
+            if not late and not refused:
+                return
+            self._effort = None
+        elif late or not effort.written:
+            detail = f"{_WANTED[kept.intent]} is not in force and is tried on: {detail}"
+        else:
             return
-        if late:
-            effort.deadline = self._elapsed + self._deadlines[self._keeper]
-        if not effort.told and (late or not effort.written):
+        if not effort.told:
             effort.told = True
-            detail = f"{_WANTED[kept.intent]} is not in force and is tried on: {effort.trouble}"
-            self._say(out, kind, now, kept.command, detail)
+            self._say(out, Refused if refused else Failed, now, kept.command, detail)
 
     def _read_back(self, kept: Kept) -> Readback:
         """Whether what is wanted is in force. Raises ActuatorError."""
@@ -486,13 +490,16 @@ class HostAgent:
             return msgspec.structs.replace(
                 lock, in_force=both, detail="; ".join(filter(None, (lock.detail, limit.detail)))
             )
-        seen = keeper.inspect()
-        limits = dict(zip(seen.uuids, seen.limit_w, strict=True))
+        seen, found = keeper.inspect(), dict(zip(kept.found.uuids, kept.found.limit_w, strict=True))
         wrong = [
-            f"{uuid} has a power limit of {limits.get(uuid)} W, and was found with {limit_w:g} W"
-            for uuid, limit_w in zip(kept.found.uuids, kept.found.limit_w, strict=True)
-            if limit_w is not None and limits.get(uuid) != limit_w
+            f"{uuid} has a power limit of {limit_w:g} W, and was found with {found[uuid]:g} W"
+            for uuid, limit_w in zip(seen.uuids, seen.limit_w, strict=True)
+            if limit_w is not None and found.get(uuid) not in (None, limit_w)
         ]
+        if len(seen.uuids) < self.host.gpu_count:
+            wrong.append(
+                f"{self.host.gpu_count - len(seen.uuids)} of {self.host.gpu_count} GPUs do not answer"
+            )
         return Readback(in_force=not wrong, observed=None, detail="; ".join(wrong))
 
     def _settle(self, kept: Kept, effort: _Effort, seen: Readback, now: Instant, out: list[Outcome]) -> None:
@@ -507,11 +514,11 @@ class HostAgent:
             observed = {"observed": seen.observed, "effect_w": effect_w}
             self._say(out, Verified, now, kept.command, seen.detail, observed)
             if not isinstance(kept.command, Brake):  # a brake is held by its own path alone
-                self._following = tuple(path for path in kept.holding if path != kept.command.path)
-                self._follow(kept, now, out)
+                self._follow(kept, _without(kept.holding, kept.command.path), now, out)
         elif kept.intent == "safe_share":
             share = f"safe share read back, {self._share.max_mhz} MHz and {self._share.limit_w:g} W a GPU"
             self._say(out, Lapsed, now, kept.command, f"{effort.note}; {share}")
+            self._follow(kept, _without(kept.holding, self._keeper), now, out)
         else:
             kept.holding = ()
             kind = Lapsed if kept.intent == "restore" else Released
@@ -519,22 +526,29 @@ class HostAgent:
             self._release_brake(kept, "with everything else", now, out)
         self._save(kept, now)
 
-    def _follow(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
-        """Once a command was read back, the other paths give up what an earlier one left there: each
-        takes the same setting, so that none is tighter, and none lets go to less than it."""
-        command = kept.command
-        assert command is not None
-        for path in self._following:
+    def _follow(self, kept: Kept, paths: tuple[Path, ...], now: Instant, out: list[Outcome]) -> None:
+        """Once what is wanted was read back, the other paths give up what an earlier command left there.
+        Each takes the same setting: none stays tighter, and none lets go to less, whether or not the
+        paths share their registers."""
+        self._following = ()
+        for path in paths:
             try:
-                self._actuators[path].apply(command, kept.found)
+                if kept.intent == "safe_share":
+                    self._actuators[path].fall_back(self._share, kept.found)
+                elif kept.command is not None:
+                    self._actuators[path].apply(kept.command, kept.found)
             except ActuatorError:
-                continue  # tighter than asked for, which is safe; tried again
-            self._following = tuple(other for other in self._following if other != path)
+                self._following = (*self._following, path)  # tighter, which is safe; tried again
         if self._following:
             return
-        if isinstance(command, LockClocks) and command.max_mhz >= self.host.sku.max_mhz:
+        newer = kept.command.id if kept.intent == "obey" and kept.command else _WANTED[kept.intent]
+        if kept.intent == "obey" and isinstance(kept.command, LockClocks) and self._permits(kept.command):
             kept.holding = ()
-        self._release_brake(kept, f"{command.id} was read back", now, out)
+        self._release_brake(kept, f"{newer} was read back", now, out)
+
+    def _permits(self, command: LockClocks) -> bool:
+        """Whether it is the permission to run uncapped, which leaves nothing of ours on the device."""
+        return command.max_mhz >= self.host.sku.max_mhz
 
     def _release_brake(self, kept: Kept, why: str, now: Instant, out: list[Outcome]) -> None:
         if kept.brake is not None:
@@ -544,7 +558,7 @@ class HostAgent:
     def _look_after(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
         """What is in force may be lost, what is late may come after all, what was not saved may be."""
         if self._following:
-            self._follow(kept, now, out)
+            self._follow(kept, self._following, now, out)
             if not self._following:
                 self._save(kept, now)
         if self._elapsed < self._due:
@@ -557,11 +571,15 @@ class HostAgent:
             seen = self._read_back(kept)
         except ActuatorError:
             return  # unknown is not lost
-        if seen.in_force and not kept.settled:
-            self._settle(kept, self._new_effort(self._keeper, "late"), seen, now, out)
-        elif seen.in_force is False and kept.settled:
+        if kept.settled and seen.in_force is False:
             kept.settled = False
             self._begin(kept, now, out, f"lost, and written again: {seen.detail}")
+        elif not kept.settled and seen.in_force:
+            self._settle(kept, self._new_effort(self._path(kept), ""), seen, now, out)
+        elif not kept.settled:  # it failed, which was told; its lease counts, and so it is tried again
+            self._effort = self._new_effort(self._path(kept), "")
+            self._effort.accepted = self._effort.told = True
+            self._pursue(kept, now, out)
 
     # ---- time, disk and words ----
 
@@ -628,6 +646,10 @@ def _brakes_first(command: Command) -> bool:
 
 def _with(paths: tuple[Path, ...], path: Path) -> tuple[Path, ...]:
     return paths if path in paths else (*paths, path)
+
+
+def _without(paths: tuple[Path, ...], path: Path) -> tuple[Path, ...]:
+    return tuple(other for other in paths if other != path)
 
 
 def _revert(kept: Kept, before: Kept) -> None:

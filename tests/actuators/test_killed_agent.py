@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.agents import IN_MEMORY
 from support.counterparts import PROJECT
 from support.nvml_shim import ShimState, environment
+
+pytestmark = pytest.mark.slow
 
 TRIALS = 600
 
 
 @pytest.fixture(scope="module")
 def trials(nvml_library: Path) -> list[dict[str, Any]]:
-    """What became of each seed. The files are in memory where that can be had: a kill, unlike a power
-    cut, loses nothing that was written, and waiting for a disk is most of a trial."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    """What became of each seed."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         state = ShimState(Path(folder) / "gpus", gpus=3)
         kept = Path(folder) / "kept"
         kept.mkdir()

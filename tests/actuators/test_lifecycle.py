@@ -204,6 +204,40 @@ def test_settings_changed_while_nothing_of_ours_was_on_the_host_are_what_is_foun
     assert stand.boards.limits == (MAX_W, 350.0)
 
 
+def test_a_path_that_was_given_back_takes_no_part_in_what_follows() -> None:
+    stand = Hosted("out_of_band", "brake", "in_band")
+    stand.start()
+    stand.give(lock(1005, stand.now, path="out_of_band", on_expiry="restore"))
+    stand.wait(TTL + MINUTE)
+    assert as_found(stand)
+    stand.boards.writes.clear()
+    stand.give(lock(1005, stand.now, path="brake", on_expiry="restore"))
+    stand.wait(MINUTE)
+    assert {write[0] for write in stand.boards.writes} == {"brake"}
+
+
+def test_a_gpu_silent_while_settings_are_looked_at_keeps_what_was_found_on_it_before() -> None:
+    stand = Hosted(limit_w=375.5)
+    stand.start()
+    stand.agent.release_all(stand.now)
+    stand.boards.gpus[0].refusal = 999
+    stand.give(lock(1005, stand.now))
+    stand.boards.gpus[0].refusal = 0
+    stand.agent.release_all(stand.now)
+    assert as_found(stand, 375.5)
+
+
+@pytest.mark.parametrize("wiring", ["own", "shared"])
+def test_the_safe_share_leaves_nothing_tighter_behind_on_another_path(wiring: Wiring) -> None:
+    stand = Hosted("out_of_band", "in_band", wiring=wiring)
+    stand.start()
+    stand.give(lock(900, stand.now, path="out_of_band"))
+    stand.wait(41 * SECOND)
+    assert set(stand.boards.clocks) == {900}
+    stand.wait(TTL + 41 * SECOND)
+    assert at_safe_share(stand)
+
+
 def test_a_released_host_is_as_it_was_found_and_stays_so() -> None:
     stand = Hosted()
     stand.start()
@@ -348,6 +382,14 @@ def test_a_brake_yields_to_a_newer_lock_and_the_clock_never_passes_it(wiring: Wi
     assert newer.id in released.detail
 
 
+def test_a_brake_is_held_by_its_own_path_alone() -> None:
+    stand = braked()
+    stand.boards.writes.clear()
+    stand.give(brake(stand.now))
+    stand.wait(10 * SECOND)
+    assert {write[0] for write in stand.boards.writes} == {"brake"}
+
+
 @either_wiring
 def test_a_brake_outlives_its_lease(wiring: Wiring) -> None:
     stand = braked(wiring)
@@ -423,6 +465,21 @@ def test_a_lock_seen_after_its_deadline_is_verified_late() -> None:
     stand.wait(60 * SECOND)
     stand.give(lock(1005, stand.now, path="out_of_band"))
     assert kinds(stand.wait(70 * SECOND)) == ["Failed", "Verified"]
+
+
+def test_a_command_that_failed_is_tried_on_while_its_lease_counts_and_told_once() -> None:
+    stand = Hosted()
+    stand.start()
+    for board in stand.boards.gpus:
+        board.deaf = True
+    command = lock(1005, stand.now, ttl=5 * MINUTE)
+    stand.give(command)
+    assert kinds(stand.wait(MINUTE)) == ["Failed"]
+    for board in stand.boards.gpus:
+        board.deaf = False
+    (verified,) = stand.wait(CHECK_MS + SECOND)
+    assert (kinds([verified]), verified.command) == (["Verified"], command.id)
+    assert set(stand.boards.clocks) == {1005}
 
 
 def test_a_write_that_fails_is_tried_again_until_its_deadline() -> None:
@@ -613,6 +670,27 @@ def test_a_live_lease_is_taken_up_again_after_a_restart_and_ends_when_it_would_h
     assert set(stand.boards.clocks) == {1275}
     stand.wait(2 * SECOND)
     assert at_safe_share(stand)
+
+
+def test_a_renewed_lease_is_still_alive_after_a_restart(tmp_path: Path) -> None:
+    stand = Hosted(state_file=tmp_path / "h01.json")
+    stand.start()
+    stand.give(lock(1275, stand.now))
+    stand.wait(60 * SECOND)
+    stand.give(lock(1275, stand.now))
+    assert kinds(stand.restart(after=60 * SECOND)) == ["Accepted", "Verified"]
+    assert set(stand.boards.clocks) == {1275}
+
+
+def test_what_was_in_force_before_a_restart_is_unknown_until_it_is_read_back(tmp_path: Path) -> None:
+    stand = Hosted(state_file=tmp_path / "h01.json")
+    stand.start()
+    stand.give(lock(1275, stand.now))
+    stand.boards.reload_driver()
+    for board in stand.boards.gpus:
+        board.deaf = True
+    assert kinds(stand.restart(after=SECOND)) == ["Accepted"]
+    assert "Renewed" not in kinds(stand.give(lock(1275, stand.now)))
 
 
 def test_a_dead_lease_is_ended_at_the_restart(tmp_path: Path) -> None:
