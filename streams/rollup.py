@@ -225,12 +225,14 @@ class Rollup:
         rules = self._rules
         heard = sorted(state.frames.items())
         pick = self._pick([host for host, _ in heard])
-        at = np.empty((len(heard), 1), np.int64)
-        for i, (host, frames) in enumerate(heard):
+        read_at: list[Instant] = []
+        for host, frames in heard:
             state.frame_ids[host] = frames[-1].id
-            at[i], ahead = state.board_clocks.read_at(host, now, rules)
+            when, ahead = state.board_clocks.read_at(host, now, rules)
+            read_at.append(when)
             if ahead:
                 state.count("future", len(frames))
+        at = np.array(read_at)[:, None]
         power_w, starts = self._gather(heard, _best_power_w)
         ceiling_w = (rules.ceiling_ratio * self._tdp_w)[pick].repeat(_sizes(starts, len(power_w)))[:, None]
         good = plausible(power_w, ceiling_w)

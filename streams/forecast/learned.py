@@ -9,9 +9,9 @@ where the model is used, from the row's own recent residuals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
+import numpy as np
 
 from schemas.instants import Span
 
@@ -52,7 +52,7 @@ def features(powers_w: Sequence[float]) -> list[float]:
     """FEATURES of the last HISTORY powers, oldest first, evenly spaced; watts."""
     now_w = powers_w[-1]
     last5, last20 = powers_w[-5:], powers_w[-20:]
-    moves = [abs(b - a) for a, b in pairwise(powers_w)]
+    moves_w = np.abs(np.diff(powers_w))
     return [
         now_w - powers_w[-2],
         now_w - sum(last5) / 5,
@@ -63,6 +63,6 @@ def features(powers_w: Sequence[float]) -> list[float]:
         max(powers_w) - now_w,
         now_w - min(last20),
         now_w - min(powers_w),
-        sum(moves[-19:]) / 19,
-        sum(moves) / len(moves),
+        float(moves_w[-19:].sum()) / 19,
+        float(moves_w.sum()) / len(moves_w),
     ]

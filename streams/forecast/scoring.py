@@ -73,8 +73,9 @@ class Scores:
 
     def loss_ratio(self, model: int) -> float:
         """The model's loss as a share of the baseline's, the mean over horizons and quantiles."""
-        ours, theirs = self._loss_sum[model], self._loss_sum[0]
-        return float(np.where(theirs > 0.0, ours / np.where(theirs > 0.0, theirs, 1.0), 1.0).mean())
+        tiny_w = 1e-6  # two models without any loss are alike
+        ratio: FloatArray = (self._loss_sum[model] + tiny_w) / (self._loss_sum[0] + tiny_w)
+        return float(ratio.sum()) / ratio.size
 
     def lead_s(self, model: int) -> float | None:
         """How long before a crossing it was foretold, the mean over the last ones; None without one."""
