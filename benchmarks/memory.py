@@ -6,8 +6,8 @@ import multiprocessing
 import pathlib
 
 from benchmarks.figure import Figure
-from benchmarks.plant import START, Nowhere, setup_for
-from runtime.wiring import on_twin
+from benchmarks.plant import START, setup_for
+from runtime.wiring import Unkept, on_twin
 from schemas.instants import HOUR, MINUTE
 from twin.row import TwinRow
 
@@ -32,7 +32,7 @@ def measure() -> list[Figure]:
 def _run() -> tuple[int, int, int]:
     setup = setup_for(40)
     plant = TwinRow(setup.site, "bench1/row-1", seed=1, start=START)
-    rig = on_twin(plant, setup, ledger=Nowhere())
+    rig = on_twin(plant, setup, ledger=Unkept())
     before = _status("VmRSS")
     for minute in range(HOUR // MINUTE):
         rig.host.run(until=START + (minute + 1) * MINUTE)

@@ -7,7 +7,7 @@ import msgspec
 from controllers.policy import DEFAULT_POLICY
 from runtime.config import Setup
 from runtime.row_loop import Beat
-from runtime.wiring import on_twin
+from runtime.wiring import Unkept, on_twin
 from schemas import codec
 from schemas.envelope import Event
 from schemas.instants import SECOND, Instant, Span
@@ -16,13 +16,6 @@ from schemas.site_file import read_site
 from twin.row import TwinRow
 
 START: Instant = 1_772_388_000_000
-
-
-class Nowhere:
-    """Records that nobody keeps: the ledger's own cost is measured on its own."""
-
-    def append(self, events: object) -> None:
-        """Nothing to do."""
 
 
 def site_text(hosts: int, rows: int = 1) -> str:
@@ -61,7 +54,7 @@ def recorded(hosts: int, seconds: int, frame_ms: Span = SECOND) -> tuple[Setup, 
         lines.extend(codec.encode(event) for event in (*beat.inputs, beat.tick))
 
     plant = TwinRow(setup.site, "bench1/row-1", seed=1, start=START)
-    rig = on_twin(plant, setup, ledger=Nowhere(), frame_ms=frame_ms, observe=[keep])
+    rig = on_twin(plant, setup, ledger=Unkept(), frame_ms=frame_ms, observe=[keep])
     rig.host.run(until=START + seconds * SECOND)
     return setup, lines
 

@@ -7,12 +7,12 @@ ledger are the ones that run beside a real row. Both arms see the same requests.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib.resources
 import math
 import multiprocessing
 import pathlib
 import queue
-import shutil
 
 import msgspec
 from rich.table import Table
@@ -22,14 +22,13 @@ from runtime.cli.printing import Json, console, emit, print_walk, progress, shar
 from runtime.cli.replaying import policy_for, replay_source
 from runtime.clock import SystemClock
 from runtime.config import Setup, load_setup
+from runtime.hosts.embedded import Records
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
 from runtime.source import open_source
 from runtime.recorder import Recorder, header_of
-from runtime.row_loop import Beat
 from runtime.summary import Summary, Summing
-from runtime.wiring import on_twin
-from schemas.commands import LockClocks
+from runtime.wiring import Unkept, on_twin
 from schemas.instants import MINUTE, Instant, from_text
 from schemas.outcomes import Verified
 from twin.breaker import TripCurve
@@ -144,11 +143,13 @@ def run_arm(
     plant = TwinRow(setup.site, row.path, seed=seed, start=START)
     kept = ARMS[name] == "polca"
     summing = Summing(row, name)
-    with (
-        Ledger(out / f"ledger{'' if kept else '-off'}.sqlite", durable=False) as ledger,
-        Recorder(out / f"recording{'' if kept else '-off'}.jsonl.gz", header_of(setup, 1, START, "windrow demo")) as recorder,
-    ):
-        observers = [summing.observe, *([recorder.write] if kept else [])]
+    with contextlib.ExitStack() as stack:
+        ledger: Records = Unkept()
+        observers = [summing.observe]
+        if kept:
+            ledger = stack.enter_context(Ledger(out / "ledger.sqlite", durable=False))
+            header = header_of(setup, 1, START, "windrow demo")
+            observers.append(stack.enter_context(Recorder(out / "recording.jsonl.gz", header)).write)
         rig = on_twin(plant, setup, ledger=ledger, observe=observers)
         for minute in range(1, minutes + 1):
             rig.host.run(until=START + minute * MINUTE)
@@ -209,16 +210,15 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
 
 
 def _show_walk(path: pathlib.Path) -> None:
-    """One walk from the demo's own ledger: the first cap that was seen to bite."""
+    """One walk from the demo's own ledger: the cap that was seen to bite hardest."""
     with Ledger.reading(path) as ledger:
-        for outcome in ledger.of_type([Verified]):
-            assert isinstance(outcome, Verified)
-            command = ledger.get(outcome.command)
-            if isinstance(command, LockClocks) and outcome.effect_w is not None and outcome.effect_w < 0:
-                console.print(f"[bold]$ windrow audit why {command.id} --ledger {path}")
-                print_walk(audit.why(ledger, command.id))
-                return
-        console.print("no cap was needed: there is no command to walk back")
+        seen = [outcome for outcome in ledger.of_type([Verified]) if isinstance(outcome, Verified)]
+        hardest = min((o for o in seen if o.effect_w is not None), key=lambda o: o.effect_w or 0.0, default=None)
+        if hardest is None:
+            console.print("no cap was seen in force: there is no command to walk back")
+            return
+        console.print(f"[bold]$ windrow audit why {hardest.command} --ledger {path}", soft_wrap=True)
+        print_walk(audit.why(ledger, hardest.command))
 
 
 def _replay_recordings(out: pathlib.Path) -> None:
