@@ -406,8 +406,8 @@ def test_why_says_what_else_an_id_is(ledger: Ledger) -> None:
     assert all(command in str(told.value) for command in commands)
     with pytest.raises(UnknownCommand, match=r"is a PeakForecast of [\w/-]+, not a command$"):
         why(ledger, next(ledger.of_type([PeakForecast])).id)
-    with pytest.raises(UnknownId, match="begins with '1'"):
-        why(ledger, "1")
+    with pytest.raises(UnknownId, match="begins with 'z'"):
+        why(ledger, "z")
     with pytest.raises(AmbiguousId, match="'' is ambiguous"):
         why(ledger, "")
 

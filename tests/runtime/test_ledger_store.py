@@ -481,7 +481,7 @@ def test_questions_go_by_an_index_and_never_through_all_records(ledger: Ledger) 
     ledger.subjects([LockClocks], ROW)
     ledger.holds("x")
     with pytest.raises(UnknownId):
-        ledger.find("1")
+        ledger.find("z")
     ledger._bodies(["1", "2"])
     ledger._db.set_trace_callback(None)
     assert len(asked) == 7
