@@ -143,9 +143,10 @@ def test_every_command_of_a_run_can_be_walked_to_its_samples_without_leaving_the
     setup = setup_of(row_text(8, budget_w=42_000.0, meters=False), in_band())
     beats: list[Beat] = []
     rig = rig_of(setup, ledger=Memory(), observe=[beats.append])
-    rig.host.run(until=START + 21 * SECOND)
-    now = rig.host.clock.now()
+    rig.host.run(until=START + 20 * SECOND + 1)
+    now = START + 20 * SECOND + 100  # right after a beat, and before the next samples
     rig.host.loop.offer([UpsSample(at=now, source="s", subject="lab1/ups-1", power_w=1.0, on_battery=True)])
+    rig.host.turn(now)
     rig.host.run(until=START + 60 * SECOND)
     urgent = [b for b in beats if b.commands and set(b.rollup.cause) - {event.id for event in b.inputs}]
     assert any(isinstance(command, Brake) for b in urgent for command in b.commands)
