@@ -75,7 +75,6 @@ class StateDir:
                 raise Busy(f"{self.path}: a host is running on this state directory") from None
             yield
 
-    @property
     def busy(self) -> bool:
         """Whether a host is running here just now, as far as can be told from here."""
         try:

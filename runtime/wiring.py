@@ -131,7 +131,9 @@ def on_this_machine(
             operators=measured.operators(Operators(state.path, setup.site, ledger.holds)),
             observe=observers,
         )
-        stack.callback(_stand_down, timer, host, clock)
+        stack.callback(
+            _stand_down, timer, host, clock, dry=all(a.kind == "dry_run" for a in config.actuators)
+        )
         metrics.watch(samples.states, loop.strangers)
         metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
         loop.offer(standing(ledger, clock.now()))
@@ -200,6 +202,9 @@ class Unkept:
     def append(self, events: Sequence[Event]) -> None:
         """Let them go."""
 
+    def tidy(self) -> None:
+        """There is nothing to tidy."""
+
 
 def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, HostAgent]:
     """One agent for each host that has an actuator here, each device call bounded. Raises ActuatorError
@@ -236,11 +241,12 @@ def _collected(config: HostConfig, setup: Setup, clock: Clock) -> contextlib.clo
     return contextlib.closing(ThreadedSamples(collectors, clock))
 
 
-def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock) -> None:
-    """End every lease, see that it is so, and write down what became of it, as far as the disk lets one."""
+def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock, *, dry: bool) -> None:
+    """End every lease, see that it is so (a dry run has nothing to see), and write down what became of
+    it, as far as the disk lets one."""
     said = timer.stand_down()
     until = clock.now() + _LEAVING_MS
-    while not settled(timer.agents) and clock.now() < until:
+    while not (dry or settled(timer.agents)) and clock.now() < until:
         clock.sleep_until(clock.now() + 50)
     timer.close()
     said += timer.take()
@@ -249,5 +255,5 @@ def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock) -> None:
     except LedgerUnwritable as error:
         _LOG.error("the last %d records are lost: %s", len(host.waiting) + len(said), error)
     for path, agent in timer.agents.items():
-        if agent.kept is not None and not agent.kept.settled:
+        if not (dry or settled({path: agent})):
             _LOG.error("%s: left before its setting was read back", path)

@@ -135,7 +135,7 @@ def hand_in(state: StateDir, word: Event) -> None:
     Raises ConfigError where the host's site has nothing of that path: it would be heard by nobody."""
     known(load_site(state.config().site), word.subject)
     Inbox(state.path).put(word)
-    if not state.busy:
+    if not state.busy():
         say(f"no host is running on {state.path}: it will be heard at the next start")
 
 

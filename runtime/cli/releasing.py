@@ -13,24 +13,21 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from actuators.lifecycle import HostAgent
+from actuators.lifecycle import DEADLINES, KEEPERS, HostAgent
 from controllers.view import covers
 from runtime.agents import InlineAgents
 from runtime.cli.operating import SOURCE, STATE_DIR, By, State, known
 from runtime.cli.printing import Json, console, emit, progress, say, watts
 from runtime.clock import SystemClock
-from runtime.config import ConfigError, HostConfig, Setup, load_host, read_host_config
+from runtime.config import ActuatorConfig, ConfigError, HostConfig, Setup, load_host, read_host_config
 from runtime.inbox import Inbox
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.state_dir import Busy, StateDir
 from runtime.wiring import agents_of, settled
-from schemas.commands import Brake
+from schemas.commands import Brake, Path
 from schemas.envelope import Event
 from schemas.instants import SECOND, Span
 from schemas.operators import ReleaseAll
-
-_PATIENCE_MS: Span = 60 * SECOND
-"""How long to wait for the read-backs: longer than an out-of-band write may take (40 s, published)."""
 
 
 class GivenBack(msgspec.Struct, frozen=True):
@@ -140,7 +137,7 @@ def _give_back(
     agents = InlineAgents(hosts, frozenset() if uncapped else setup.oversubscribed)
     _record(state, [word])
     clock = SystemClock()
-    until = clock.now() + _PATIENCE_MS
+    until = clock.now() + _patience(here)
     try:
         outcomes = [*agents.start(clock.now()), *agents.release(word.subject, clock.now())]
         with progress("hosts given back") as bar:
@@ -154,6 +151,15 @@ def _give_back(
     _record(state, outcomes)
     last = {outcome.subject: getattr(outcome, "detail", "") for outcome in outcomes}
     return [_became(path, agent, last.get(path, "")) for path, agent in hosts.items()]
+
+
+def _patience(actuators: Sequence[ActuatorConfig]) -> Span:
+    """How long to wait for the read-backs: as long as the slowest host's agent does, and then some."""
+    paths: dict[str, set[Path]] = {}
+    for actuator in actuators:
+        paths.setdefault(actuator.host, set()).add(actuator.path)
+    keepers = [next(path for path in KEEPERS if path in offered) for offered in paths.values()]
+    return max(DEADLINES[keeper] for keeper in keepers) + 2 * SECOND
 
 
 def _became(path: str, agent: HostAgent, said: str) -> GivenBack:

@@ -115,8 +115,10 @@ def test_one_of_many_hosts_has_to_be_named(tmp_path: pathlib.Path) -> None:
 
 def test_an_unknown_key_is_named_with_the_nearest_known_one(folder: pathlib.Path) -> None:
     assert refusals(folder, 'state_dirr = "x"\n' + SOUND) == [
-        'host.toml: state_dirr = "x": no such key here; did you mean state_dir? '
-        "there is policy, site, state_dir, health, collectors, actuators"
+        (
+            'host.toml: state_dirr = "x": no such key here; did you mean state_dir? '
+            "there is policy, site, state_dir, health, collectors, actuators"
+        )
     ]
 
 
@@ -129,8 +131,8 @@ def test_an_unknown_key_of_a_table_is_named_with_its_place(folder: pathlib.Path)
     ("line", "said"),
     [
         ("policy = 3", 'host.toml: policy = 3: must be a text in quotes (the policy file)'),
-        ("collectors = 3", "host.toml: collectors = 3: must be written [[collectors]], once for each of the "
-         "sources read here"),
+        ("collectors = 3", ("host.toml: collectors = 3: must be written [[collectors]], once for each of the "
+         "sources read here")),
         ("health = true", "host.toml: health = true: must be a table, written [health]"),
     ],
 )  # fmt: skip
@@ -181,8 +183,10 @@ def test_a_host_that_the_site_does_not_have_is_named_with_the_nearest(folder: pa
 
 def test_a_path_that_the_host_does_not_offer_is_named_with_those_it_does(folder: pathlib.Path) -> None:
     assert refusals(folder, SOUND + 'path = "out_of_band"\n') == [
-        'host.toml: actuators[0].path = "out_of_band": the site file gives lab1/row-a/r01/h01 '
-        "the paths in_band, brake"
+        (
+            'host.toml: actuators[0].path = "out_of_band": the site file gives lab1/row-a/r01/h01 '
+            "the paths in_band, brake"
+        )
     ]
     (said,) = refusals(folder, SOUND + 'path = "inband"\n')
     assert said == (

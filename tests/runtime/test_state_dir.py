@@ -1,4 +1,4 @@
-"""What outlives a host's process: one host at a time, epochs that only rise, the configuration it ran with."""
+"""What outlives a host's process: one host at a time, epochs that only rise, what it last ran with."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_a_directory_that_cannot_be_made_is_refused_in_words(tmp_path: pathlib.P
 
 def test_two_hosts_never_run_on_one_state(tmp_path: pathlib.Path) -> None:
     state = StateDir.made(tmp_path / "state")
-    assert not state.busy
+    assert not state.busy()
     with state.locked():
-        assert state.busy
+        assert state.busy()
         with pytest.raises(Busy, match="a host is running on this state directory"), state.locked():
             pass
-    assert not state.busy
+    assert not state.busy()
 
 
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: pathlib.Path) -> None:
@@ -59,11 +59,11 @@ def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: pathlib.Path) -> 
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"held\n"
-        assert state.busy
+        assert state.busy()
     finally:
         holder.kill()
         holder.communicate()
-    assert not state.busy
+    assert not state.busy()
 
 
 def test_each_start_has_a_higher_epoch_than_every_one_before(tmp_path: pathlib.Path) -> None:
