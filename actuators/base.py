@@ -49,10 +49,15 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 class Readback(msgspec.Struct, frozen=True, kw_only=True):
     """What the device says of a command. `in_force` None: not yet known. `observed` is the highest
-    SM clock (MHz) or limit (W) read over the host's GPUs; `power_w` the sum of their power."""
+    SM clock (MHz) or limit (W) read over the host's GPUs; `power_w` the sum of their power.
+
+    `shown` is False where the reading would be the same without the command: a clock lock over GPUs
+    that are all at rest. It then agrees with the command and proves nothing.
+    """
 
     in_force: bool | None
     observed: Reading
+    shown: bool = True
     power_w: Reading = None
     detail: str = ""
 

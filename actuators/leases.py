@@ -93,6 +93,12 @@ class LeaseTimer:
             self._call(path, self.agents[path].release_all)
         return self.take()
 
+    def fall_back(self, paths: Collection[str]) -> list[Outcome]:
+        """Take the hosts at `paths` to their safe shares, whatever is in force."""
+        for path in paths:
+            self._call(path, self.agents[path].fall_back)
+        return self.take()
+
     def stand_down(self, paths: Collection[str] | None = None) -> list[Outcome]:
         """End the leases of the hosts at `paths` (None: every host) as their fail directions say."""
         for path in self.agents if paths is None else paths:

@@ -54,6 +54,10 @@ DEADLINES: Mapping[Path, Span] = {"in_band": 3 * SECOND, "out_of_band": 50 * SEC
 """From write to read-back, by path (our choice): what POLCA gives the path (40 s out of band, 5 s for the
 brake) and a quarter or more of it as slack."""
 
+LANDED: Mapping[Path, Span] = {"in_band": 0, "out_of_band": 40 * SECOND, "brake": 5 * SECOND}
+"""When a write is in force at the latest, by path: the driver's call returns when it is; 40 s and 5 s are
+POLCA's (published). A read-back that GPUs at rest would give anyway counts from then on."""
+
 CHECK_MS: Span = 10 * SECOND
 """How often a setting in force is read again: a driver reload forgets it without a word (our choice)."""
 
@@ -83,6 +87,7 @@ class _Effort:
     note: str  # why, for the outcome's text
     deadline: Span
     write_at: Span
+    landed_at: Span = 0  # from when a read-back that shows nothing counts
     backoff: Span = RETRY_MS
     written: bool = False
     accepted: bool = False  # said to be written
@@ -197,6 +202,15 @@ class HostAgent:
         out: list[Outcome] = []
         if self._kept is not None and self._ends != _NEVER:
             self._lapse(self._kept, now, out, "the agent stands down")
+        return self._done(out)
+
+    def fall_back(self, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
+        """Take the safe share now, whatever is in force, a brake too, and stay there until a newer
+        command: what a person's release means in a row that cannot carry every host uncapped."""
+        self._pass_time(now, monotonic_ms)
+        out: list[Outcome] = []
+        if self._kept is not None:
+            self._turn_to("safe_share", self._kept, now, out, "released on request")
         return self._done(out)
 
     def close(self) -> None:
@@ -426,6 +440,7 @@ class HostAgent:
             effort.written, effort.trouble = True, ""
             # Not written again before it must have been seen: a slow path has it in hand.
             self._lands = self._elapsed + self._deadlines[self._path(kept)]
+            effort.landed_at = self._elapsed + LANDED[self._path(kept)]
             effort.write_at = _NEVER if kept.intent == "obey" else self._lands
 
     def _postpone(self, effort: _Effort, trouble: str) -> None:
@@ -457,9 +472,10 @@ class HostAgent:
             effort.trouble = str(error)
             return False
         effort.trouble = seen.detail or "not yet seen in force"
-        if seen.in_force:
-            self._settle(kept, effort, seen, now, out)
-        return bool(seen.in_force)
+        if not seen.in_force or not (seen.shown or self._elapsed >= effort.landed_at):
+            return False
+        self._settle(kept, effort, seen, now, out)
+        return True
 
     def _give_up(self, kept: Kept, effort: _Effort, refused: bool, now: Instant, out: list[Outcome]) -> None:
         """Past its deadline a command has failed. The safe share, or what was found, is tried for ever,

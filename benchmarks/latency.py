@@ -67,7 +67,7 @@ def measure() -> list[Figure]:
             "sample → verified command, embedded host",
             f"p50 {p50:.1f} ms, p99 {p99:.1f} ms",
             "p99 ≤ 20 ms",
-            f"{len(took)} turns with {commands} commands, {verified} verified or renewed; ledger synced to disk",
+            f"{len(took)} turns, {commands} commands, {verified} verified or renewed; ledger synced",
             float(p99),
         )
     ]

@@ -23,7 +23,7 @@ def measure() -> list[Figure]:
             "memory of a 40-server row after an hour",
             f"{grown:.0f} MB",
             "≤ 200 MB",
-            f"the process: {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after, at most {peak / 1e6:.0f} MB",
+            f"the process: {before / 1e6:.0f} MB before, {after / 1e6:.0f} after, {peak / 1e6:.0f} at most",
             grown,
         )
     ]

@@ -21,21 +21,20 @@ START: Instant = 1_772_388_000_000
 def site_text(hosts: int, rows: int = 1) -> str:
     """A site of equal rows of DGX-A100 servers, each oversubscribed by 30 %."""
     budget_w = hosts / 1.3 * 6500
-    parts = [
+    power = (
         f'[site]\nname = "bench1"\n[[ups]]\nname = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
         f'[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
-    ]
-    for row in range(1, rows + 1):
-        parts.append(
-            f'[[feeds]]\nname = "feed-{row}"\npdu = "pdu-1"\nlimit_w = {budget_w}\n'
-            f'[[rows]]\nname = "row-{row}"\nbudget_w = {budget_w}\nmeters = ["feed-{row}"]\n'
-            f'[[racks]]\nrow = "row-{row}"\nnames = "r[01-{hosts // 4:02d}]"\nfeeds = ["feed-{row}"]\n'
-            '[[racks.hosts]]\nnames = "h[01-02]"\nsku = "A100-SXM4-80GB"\ngpus = 8\npriority = "high"\n'
-            'paths = ["in_band", "out_of_band", "brake"]\n'
-            '[[racks.hosts]]\nnames = "h[03-04]"\nsku = "A100-SXM4-80GB"\ngpus = 8\npriority = "low"\n'
-            'paths = ["in_band", "out_of_band", "brake"]\n'
-        )
-    return "".join(parts)
+    )
+    paths = 'paths = ["in_band", "out_of_band", "brake"]\n'
+    board = 'sku = "A100-SXM4-80GB"\ngpus = 8\n'
+    return power + "".join(
+        f'[[feeds]]\nname = "feed-{row}"\npdu = "pdu-1"\nlimit_w = {budget_w}\n'
+        f'[[rows]]\nname = "row-{row}"\nbudget_w = {budget_w}\nmeters = ["feed-{row}"]\n'
+        f'[[racks]]\nrow = "row-{row}"\nnames = "r[01-{hosts // 4:02d}]"\nfeeds = ["feed-{row}"]\n'
+        f'[[racks.hosts]]\nnames = "h[01-02]"\n{board}priority = "high"\n{paths}'
+        f'[[racks.hosts]]\nnames = "h[03-04]"\n{board}priority = "low"\n{paths}'
+        for row in range(1, rows + 1)
+    )
 
 
 def setup_for(hosts: int, rows: int = 1) -> Setup:

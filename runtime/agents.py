@@ -46,11 +46,11 @@ class InlineAgents:
 
     def release(self, subject: str, now: Instant) -> list[Event]:
         """Give back every host at or below `subject`: to what was found, or, in a row that cannot
-        carry all its hosts uncapped, to the safe share that its lease would have ended in."""
+        carry all its hosts uncapped, to the safe share."""
         outcomes: list[Event] = []
         for path, agent in self._agents.items():
             if covers(subject, path):
-                let_go = agent.stand_down if path in self._oversubscribed else agent.release_all
+                let_go = agent.fall_back if path in self._oversubscribed else agent.release_all
                 outcomes.extend(let_go(now))
         return outcomes
 
@@ -78,7 +78,7 @@ class TimedAgents:
     def release(self, subject: str, now: Instant) -> list[Event]:
         """As InlineAgents."""
         inside = {path for path in self._timer.agents if covers(subject, path)}
-        outcomes = self._timer.stand_down(inside & self._oversubscribed)
+        outcomes = self._timer.fall_back(inside & self._oversubscribed)
         return [*outcomes, *self._timer.release_all(inside - self._oversubscribed)]
 
     def close(self) -> None:

@@ -147,3 +147,6 @@ class _Records:
 
     def append(self, events: Sequence[Event]) -> None:
         self._measured.append(self._ledger, events)
+
+    def tidy(self) -> None:
+        self._ledger.tidy()

@@ -10,6 +10,7 @@ messages in every host, however they were cut into batches. It reads no clock; t
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import msgspec
 
 from controllers import capping
@@ -29,7 +30,6 @@ from schemas.topology import Row
 from streams.detect.overload import OverloadDetector, OverloadState
 from streams.forecast.peaks import PeakForecaster, PeakState
 from streams.rollup import Rollup, RollupState
-
 
 _ROLLED_UP = (GpuFrame, RackSample)
 """What only the rollup reads, and by far the most of what comes."""
@@ -80,7 +80,7 @@ class RowLoop:
         self.epoch = epoch
         self.source = f"controller/capping/{row.path}"
         self._rollup = Rollup(row)
-        self._forecaster = PeakForecaster(row.path)
+        self._forecaster = PeakForecaster(row.path, period_ms=policy.period_ms)
         self._detector = OverloadDetector(row)
 
     def key(self, event: Event) -> str:
@@ -124,4 +124,6 @@ class RowLoop:
         decision = guard(wish, seen, self.policy, tick.at)
         commands = reconcile(decision, seen, self.policy, tick.at, epoch=self.epoch, source=self.source)
         state.view = fold(state.view, [decision, *commands])
-        return Beat(tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands))
+        return Beat(
+            tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands)
+        )

@@ -25,8 +25,8 @@ from runtime.config import Setup, load_setup
 from runtime.hosts.embedded import Records
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
-from runtime.source import open_source
 from runtime.recorder import Recorder, header_of
+from runtime.source import open_source
 from runtime.summary import Summary, Summing
 from runtime.wiring import Unkept, on_twin
 from schemas.instants import MINUTE, Instant, from_text
@@ -98,8 +98,12 @@ def demo(
         _replay_recordings(out)
         console.print()
         console.print(f"plot       {picture}")
-        console.print(f"ledger     {out / 'ledger.sqlite'}   (windrow audit alerts --ledger {out / 'ledger.sqlite'})")
-        console.print(f"recording  {out / 'recording.jsonl.gz'}   (windrow replay {out / 'recording.jsonl.gz'})")
+        console.print(
+            f"ledger     {out / 'ledger.sqlite'}   (windrow audit alerts --ledger {out / 'ledger.sqlite'})"
+        )
+        console.print(
+            f"recording  {out / 'recording.jsonl.gz'}   (windrow replay {out / 'recording.jsonl.gz'})"
+        )
     return 0 if _held(arms[-1]) else 1
 
 
@@ -185,35 +189,51 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
         free = getattr(uncapped, f"latency_{quantile}_s")[priority]
         return f"{ours:.1f} s ({ours / free - 1:+.1%} of uncapped)"
 
-    line("peak power (2 s)", *(f"{watts(a.plant.peak_w)} = {share(a.plant.peak_w / budget)} of budget" for a in arms))
+    line(
+        "peak power (2 s)",
+        *(f"{watts(a.plant.peak_w)} = {share(a.plant.peak_w / budget)} of budget" for a in arms),
+    )
     line("time over budget", *(span(a.plant.over_budget_s) for a in arms))
     line("power brakes", *(str(a.summary.brakes) for a in arms))
     line(
         "breaker",
-        *("held" if a.plant.tripped_at is None else f"TRIPPED after {span((a.plant.tripped_at - START) / 1000)}" for a in arms),
-    )
-    for priority in ("low", "high"):
-        line(f"capped host-minutes, {priority}", *(f"{a.summary.capped_minutes[priority]:,.0f}" for a in arms))
-    for priority in ("high", "low"):
-        for quantile in ("p50", "p99"):
-            line(f"latency {quantile.upper()}, {priority} priority", *(latency(a, priority, quantile) for a in arms))
-    line(
-        "requests served",
         *(
-            f"{sum(r.done for r in a.plant.requests.values()):,}, {sum(r.lost for r in a.plant.requests.values()):,} lost"
+            "held"
+            if a.plant.tripped_at is None
+            else f"TRIPPED after {span((a.plant.tripped_at - START) / 1000)}"
             for a in arms
         ),
+    )
+    for priority in ("low", "high"):
+        line(
+            f"capped host-minutes, {priority}", *(f"{a.summary.capped_minutes[priority]:,.0f}" for a in arms)
+        )
+    for priority in ("high", "low"):
+        for quantile in ("p50", "p99"):
+            line(
+                f"latency {quantile.upper()}, {priority} priority",
+                *(latency(a, priority, quantile) for a in arms),
+            )
+    line(
+        "requests served",
+        *(f"{_requests(a, 'done'):,}, {_requests(a, 'lost'):,} lost" for a in arms),
     )
     line("energy", *(f"{a.plant.energy_j / 3.6e6:,.1f} kWh" for a in arms))
     line("commands", *(f"{sum(a.summary.commands.values()):,}" for a in arms))
     console.print(table)
 
 
+def _requests(arm: Arm, what: str) -> int:
+    return sum(getattr(requests, what) for requests in arm.plant.requests.values())
+
+
 def _show_walk(path: pathlib.Path) -> None:
     """One walk from the demo's own ledger: the cap that was seen to bite hardest."""
     with Ledger.reading(path) as ledger:
         seen = [outcome for outcome in ledger.of_type([Verified]) if isinstance(outcome, Verified)]
-        hardest = min((o for o in seen if o.effect_w is not None), key=lambda o: o.effect_w or 0.0, default=None)
+        hardest = min(
+            (o for o in seen if o.effect_w is not None), key=lambda o: o.effect_w or 0.0, default=None
+        )
         if hardest is None:
             console.print("no cap was seen in force: there is no command to walk back")
             return
@@ -224,7 +244,9 @@ def _show_walk(path: pathlib.Path) -> None:
 def _replay_recordings(out: pathlib.Path) -> None:
     """Replay what is there to replay: the trace that ships with Windrow, and, beside a checkout that has
     it, a recorded training cluster."""
-    traces: list[tuple[str, pathlib.Path, float | None]] = [("a recorded row", SCENARIOS / "small-row.jsonl.gz", None)]
+    traces: list[tuple[str, pathlib.Path, float | None]] = [
+        ("a recorded row", SCENARIOS / "small-row.jsonl.gz", None)
+    ]
     if MLPERF.exists():
         traces.append(("64 nodes of 8 H100 in training", MLPERF, MLPERF_BUDGET_W))
     for title, path, budget_w in traces:
@@ -242,6 +264,15 @@ def _replay_recordings(out: pathlib.Path) -> None:
             f"power unknown {span(summary.unknown_s)}"
         )
         if answer.same is not None:
-            console.print("it says what was said when it was recorded, byte for byte" if answer.same else "[red]it DIFFERS")
+            console.print(
+                "it says what was said when it was recorded, byte for byte"
+                if answer.same
+                else "[red]it DIFFERS"
+            )
         row = source.site.rows[0]
-        course.plot(row.path, row.budget_w, f"{title}: {row.path} replayed", out / f"replay-{path.name.split('.')[0]}.png")
+        course.plot(
+            row.path,
+            row.budget_w,
+            f"{title}: {row.path} replayed",
+            out / f"replay-{path.name.split('.')[0]}.png",
+        )

@@ -16,8 +16,8 @@ from twin.row import History, Statistics
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 _INK = {"no control": "#b04a3a", "POLCA": "#1f5f8b"}
 _GREY = "#777777"
@@ -71,7 +71,10 @@ def plot_demo(arms: Sequence[Course], row: Row, policy: CappingPolicy, path: pat
     power.set_ylim(0, budget_kw * 1.15)
 
     held = arms[-1].history
-    for column, name, ink in ((held.high_mhz, "high priority", "#1f5f8b"), (held.low_mhz, "low priority", "#6aa84f")):
+    for column, name, ink in (
+        (held.high_mhz, "high priority", "#1f5f8b"),
+        (held.low_mhz, "low priority", "#6aa84f"),
+    ):
         clocks.step(held.at_s / 60, column, where="post", color=ink, lw=1.4, label=name)
     clocks.set_ylabel("SM clock ceiling (MHz)")
     clocks.set_xlabel("simulated minutes")
@@ -86,7 +89,12 @@ def plot_demo(arms: Sequence[Course], row: Row, policy: CappingPolicy, path: pat
 
 
 def plot_replay(
-    at_s: FloatArray, power_w: FloatArray, budget_w: float, modes: Sequence[str], title: str, path: pathlib.Path
+    at_s: FloatArray,
+    power_w: FloatArray,
+    budget_w: float,
+    modes: Sequence[str],
+    title: str,
+    path: pathlib.Path,
 ) -> pathlib.Path:
     """Row power of a replay (unknown left blank) against its budget, with the policy's mode below.
     Arrays of shape (beats,). Returns the path written."""
@@ -117,4 +125,11 @@ def plot_replay(
 
 def _beside(axes: Axes, level: float, text: str) -> None:
     """A level's name at the right end of its line."""
-    axes.annotate(text, (1.0, level), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
+    axes.annotate(
+        text,
+        (1.0, level),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+    )

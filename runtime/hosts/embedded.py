@@ -10,24 +10,28 @@ order, until the ledger takes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from controllers.reconcile import loosens
 from runtime.clock import Clock
 from runtime.control_loop import ControlLoop
-from runtime.ledger.selection import worth_keeping
+from runtime.ledger.selection import Selection
 from runtime.ledger.store import LedgerUnwritable
 from runtime.row_loop import Beat
 from schemas.commands import Command
-from schemas.decisions import Decision
 from schemas.emergencies import Emergency, Phase
 from schemas.envelope import DeadLetter, Event
 from schemas.instants import Instant
 from schemas.operators import ReleaseAll
 from schemas.outcomes import Refused
 
+_LOG = logging.getLogger(__name__)
+
 LEDGER_SOURCE = "runtime/ledger"
+_SLICE = 1_000  # records a time, when many have waited
 
 
 class Samples(Protocol):
@@ -57,6 +61,9 @@ class Records(Protocol):
     def append(self, events: Sequence[Event]) -> None:
         """Write all or nothing. Raises LedgerUnwritable."""
 
+    def tidy(self) -> None:
+        """Do what can wait until no command does. Raises LedgerUnwritable."""
+
 
 class EmbeddedHost:
     """Runs a control loop against collectors and agents until told to stop.
@@ -85,7 +92,7 @@ class EmbeddedHost:
         self.observers = tuple(observe)
         self.waiting: list[Event] = []
         """Records the ledger has not taken yet, in order."""
-        self._last: dict[str, Decision] = {}
+        self._selection = Selection()
         self._started = False
         self._alarms: dict[str, str] = {}
 
@@ -105,24 +112,22 @@ class EmbeddedHost:
 
     def turn(self, now: Instant) -> None:
         """One turn of the loop at `now`."""
-        self.loop.offer(self.operators(now))
-        for event in self.samples.gather(now):
-            if isinstance(event, DeadLetter):
-                self.waiting.append(event)  # it steers nothing; the ledger keeps it whole
-            else:
-                self.loop.offer([event])
+        heard = [*self.operators(now), *self.samples.gather(now)]
+        # What could not be read steers nothing; the ledger keeps it whole.
+        self.waiting.extend(event for event in heard if isinstance(event, DeadLetter))
+        self.loop.offer(event for event in heard if not isinstance(event, DeadLetter))
         commands: list[Command] = []
         for row in self.loop.due(now):
             beat = self.loop.beat(row, now)
-            kept = worth_keeping(beat, self._last.get(row))
-            self._last[row] = beat.decision
-            commands.extend(self._may_go(beat, self._record(kept, now)))
+            commands.extend(self._may_go(beat, self._record(self._selection.of(beat), now)))
             for event in beat.inputs:
                 if isinstance(event, ReleaseAll):
                     self.loop.offer(self.agents.release(event.subject, now))
             for observe in self.observers:
                 observe(beat)
         self.loop.offer(self.agents.step(commands, now))
+        with contextlib.suppress(LedgerUnwritable):  # the next append says so
+            self.ledger.tidy()
 
     def _record(self, kept: Sequence[Event], now: Instant) -> bool:
         """Write-ahead; True when everything that was ever kept is in the ledger."""
@@ -130,17 +135,23 @@ class EmbeddedHost:
         if not self.waiting:
             return True
         try:
-            self.ledger.append(self.waiting)
+            while self.waiting:
+                self.ledger.append(self.waiting[:_SLICE])
+                del self.waiting[:_SLICE]
         except LedgerUnwritable as error:
             if not self._alarms:
+                _LOG.error("%d records wait: %s", len(self.waiting), error)
                 raised = [self._alarm(path, now, "raised", str(error)) for path in self.loop.loops]
                 self._alarms = {alarm.subject: alarm.episode for alarm in raised}
                 self.loop.offer(raised)
             return False
-        self.waiting = []
         if self._alarms:
+            _LOG.warning("the ledger takes records again, and has all that waited")
             self.loop.offer(
-                [self._alarm(path, now, "cleared", "the ledger takes records again") for path in self.loop.loops]
+                [
+                    self._alarm(path, now, "cleared", "the ledger takes records again")
+                    for path in self.loop.loops
+                ]
             )
             self._alarms = {}
         return True

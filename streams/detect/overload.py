@@ -189,10 +189,11 @@ class OverloadDetector:
         if ups is None:
             ups = state.upses[sample.subject] = _Ups()
         before = ups.heard.at
-        if not ups.heard.take(sample.at):
-            return
         limits, load = self._limits, sample.load_ratio
         wrong = {words for words, holds in _wrong(sample).items() if holds}
+        # Of two that speak of one instant (two meters on a UPS), the one that tells of trouble counts.
+        if not (ups.heard.take(sample.at) or (wrong and sample.at == before)):
+            return
         if wrong:
             ups.well_since = None
             ups.wrong |= wrong

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rigs import START, Memory, in_band, rig_of, row_text, setup_of
 
 from collectors.recording import read_recording
 from controllers.policy import DEFAULT_POLICY
@@ -25,7 +26,6 @@ from schemas.instants import MINUTE, SECOND, Instant
 from schemas.operators import ReleaseAll
 from schemas.outcomes import Lapsed, Refused, Verified
 from schemas.samples import FeedSample, GpuFrame, UpsSample
-from support.rigs import START, Memory, in_band, rig_of, row_text, setup_of
 from twin.workload import Burst, LoadProfile
 
 BUSY = LoadProfile(
@@ -70,7 +70,9 @@ def test_a_recorded_run_went_through_caps_and_back(recorded: tuple[pathlib.Path,
     assert any(fault for beat in beats for e in beat.inputs if isinstance(e, GpuFrame) for fault in e.faults)
 
 
-def test_replay_says_what_the_embedded_host_said_byte_for_byte(recorded: tuple[pathlib.Path, list[Beat]]) -> None:
+def test_replay_says_what_the_embedded_host_said_byte_for_byte(
+    recorded: tuple[pathlib.Path, list[Beat]],
+) -> None:
     path, beats = recorded
     replayed = list(as_recorded(read_recording(path).events, loop_of(path)))
     assert len(replayed) == len(beats)
@@ -81,7 +83,9 @@ def test_replay_says_what_the_embedded_host_said_byte_for_byte(recorded: tuple[p
 
 def test_replay_twice_yields_the_same(recorded: tuple[pathlib.Path, list[Beat]]) -> None:
     path, _ = recorded
-    runs = [[b.outputs for b in on_the_grid(read_recording(path).events, loop_of(path), POLICY)] for _ in range(2)]
+    runs = [
+        [b.outputs for b in on_the_grid(read_recording(path).events, loop_of(path), POLICY)] for _ in range(2)
+    ]
     assert runs[0] == runs[1]
     assert any(beat for beat in runs[0])
 
@@ -98,7 +102,8 @@ def test_cutting_the_stream_elsewhere_changes_nothing(
     stream: list[Event] = []
     for beat in beats[:40]:
         stream += [*data.draw(st.permutations(beat.inputs[-12:])), *beat.inputs[:-12], beat.tick]
-    state, said = loop.initial(), []
+    state = loop.initial()
+    said: list[Beat] = []
     for start, end in itertools.pairwise([0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]):
         state, found = loop.step(state, stream[start:end])
         said += found
@@ -156,7 +161,9 @@ class Full(Memory):
 def test_a_full_ledger_disk_stops_loosening_keeps_tightening_and_raises_an_alarm() -> None:
     ledger = Full()
     beats: list[Beat] = []
-    rig = rig_of(setup_of(row_text(8, budget_w=TIGHT_W), POLICY), load=BUSY, ledger=ledger, observe=[beats.append])
+    rig = rig_of(
+        setup_of(row_text(8, budget_w=TIGHT_W), POLICY), load=BUSY, ledger=ledger, observe=[beats.append]
+    )
     rig.host.run(until=START + 40 * SECOND)
     sent: list[Command] = []
     step = rig.host.agents.step
@@ -177,7 +184,9 @@ def test_a_full_ledger_disk_stops_loosening_keeps_tightening_and_raises_an_alarm
     for command in locks:
         assert command.max_mhz <= last.get(command.target, 1410), "nothing was loosened"
         last[command.target] = command.max_mhz
-    emergencies = [e for beat in beats for e in beat.inputs if isinstance(e, Emergency) and e.kind == "ledger_loss"]
+    emergencies = [
+        e for beat in beats for e in beat.inputs if isinstance(e, Emergency) and e.kind == "ledger_loss"
+    ]
     assert [e.phase for e in emergencies] == ["raised"]
     assert "full" in emergencies[0].because
     assert any("ledger cannot be written" in text for beat in beats for text in beat.decision.overruled)
@@ -186,7 +195,9 @@ def test_a_full_ledger_disk_stops_loosening_keeps_tightening_and_raises_an_alarm
     rig.host.run(until=START + 5 * MINUTE)
     commands = {event.id for event in ledger.events if isinstance(event, Command)}
     assert {command.id for command in sent} <= commands, "every record waited and none was dropped"
-    recovered = [e for beat in beats for e in beat.inputs if isinstance(e, Emergency) and e.kind == "ledger_loss"]
+    recovered = [
+        e for beat in beats for e in beat.inputs if isinstance(e, Emergency) and e.kind == "ledger_loss"
+    ]
     assert [(e.phase, e.episode) for e in recovered] == [
         ("raised", recovered[0].id),
         ("cleared", recovered[0].id),
@@ -199,13 +210,18 @@ def test_a_ups_on_battery_brakes_the_row_without_waiting_for_the_next_beat() -> 
     setup = setup_of(row_text(8, budget_w=60_000.0), POLICY)
     rig = rig_of(setup, load=BUSY, observe=[beats.append])
     rig.host.run(until=START + 61 * SECOND)
-    told = rig.host.clock.now()
-    rig.host.loop.offer([UpsSample(at=told, source="collector/ups", subject="lab1/ups-1", power_w=4e4, on_battery=True)])
+    told = rig.host.clock.now() + 500  # between two beats
+    rig.plant.advance(told)
+    rig.host.loop.offer(
+        [UpsSample(at=told, source="collector/ups", subject="lab1/ups-1", power_w=4e4, on_battery=True)]
+    )
     rig.host.turn(told)
     assert beats[-1].tick.at == told, "the row was beaten at once"
     assert beats[-1].decision.mode == "B"
     assert "UPS" in beats[-1].decision.because
-    assert {command.target for command in beats[-1].commands if isinstance(command, Brake)} == set(setup.site.hosts)
+    assert {command.target for command in beats[-1].commands if isinstance(command, Brake)} == set(
+        setup.site.hosts
+    )
 
 
 def test_an_overloaded_row_is_back_under_its_budget_before_the_ups_deadline() -> None:
@@ -236,7 +252,10 @@ def test_hosts_fall_to_their_safe_shares_when_the_controller_dies() -> None:
         outcomes += rig.host.agents.step((), now)
     lapsed = {event.subject for event in outcomes if isinstance(event, Lapsed)}
     assert lapsed == set(setup.site.hosts)
-    assert max(event.at for event in outcomes if isinstance(event, Lapsed)) <= died + setup.policy.lease_ms + 2 * SECOND
+    assert (
+        max(event.at for event in outcomes if isinstance(event, Lapsed))
+        <= died + setup.policy.lease_ms + 2 * SECOND
+    )
     assert rig.plant.power_w <= TIGHT_W
     assert sum(share.host_w for share in setup.shares.values()) <= TIGHT_W
 
@@ -286,7 +305,10 @@ def test_a_clock_set_back_does_not_silence_the_row() -> None:
 
 def test_a_release_gives_an_oversubscribed_row_to_its_safe_shares_and_stops_commanding_it() -> None:
     setup = setup_of(row_text(8, budget_w=TIGHT_W), POLICY)
-    said: list[list[Event]] = [[], [ReleaseAll(at=START, source="operator", subject="lab1", by="ada", reason="drill")]]
+    said: list[list[Event]] = [
+        [],
+        [ReleaseAll(at=START, source="operator", subject="lab1", by="ada", reason="drill")],
+    ]
     beats: list[Beat] = []
     rig = rig_of(setup, load=BUSY, observe=[beats.append])
     rig.host.operators = lambda now: said.pop() if now >= START + 30 * SECOND and said else []
@@ -304,6 +326,6 @@ def test_the_ledger_of_a_run_is_whole(tmp_path: pathlib.Path) -> None:
         rig.host.run(until=START + 3 * MINUTE)
         assert ledger.verify() == ""
         assert not any(isinstance(event, Refused) for event in ledger.of_type([Refused]))
-        verified = [event for event in ledger.of_type([Verified])]
+        verified = list(ledger.of_type([Verified]))
         assert verified
         assert not any(isinstance(event, Tick) for event in ledger.of_type([Tick]))

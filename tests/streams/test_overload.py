@@ -101,6 +101,12 @@ def test_a_ups_on_battery_is_said_on_the_sample_itself_whatever_the_row_draws() 
     assert said.subject == ROW
 
 
+def test_of_two_meters_on_a_ups_that_disagree_the_one_with_trouble_counts() -> None:
+    well, failing = ups(T0, on_battery=False), ups(T0, on_battery=True)
+    for events in ([well, failing], [failing, well], [failing, failing, well]):
+        assert told(list(events)) == [("failover", "raised", 0)]
+
+
 def test_an_unhealthy_or_overloaded_ups_is_a_failover_too() -> None:
     assert emergencies([ups(T0, healthy=False)])[0].because == "ams1/ups-1 is unhealthy"
     assert emergencies([ups(T0, load_ratio=1.33)])[0].because == "ams1/ups-1 is above its rating"

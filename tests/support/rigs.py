@@ -22,7 +22,9 @@ from twin.workload import LoadProfile
 START: Instant = from_text("2026-03-01T18:00:00Z")
 
 
-def row_text(hosts: int = 8, *, budget_w: float, paths: Sequence[str] = ("in_band", "brake"), meters: bool = True) -> str:
+def row_text(
+    hosts: int = 8, *, budget_w: float, paths: Sequence[str] = ("in_band", "brake"), meters: bool = True
+) -> str:
     """A site file: one row of DGX-A100 servers, every other one of low priority, four to a rack."""
     stated = ", ".join(f'"{path}"' for path in paths)
     racks = "\n".join(
@@ -38,7 +40,7 @@ feeds = ["feed-a"]
 names = "h{place + 1:02d}"
 sku = "A100-SXM4-80GB"
 gpus = 8
-priority = "{'low' if place % 2 else 'high'}"
+priority = "{"low" if place % 2 else "high"}"
 paths = [{stated}]
 """
             for place in range(min(4, hosts - 4 * rack))
@@ -82,6 +84,9 @@ class Memory:
     def append(self, events: Sequence[Event]) -> None:
         """Keep them."""
         self.events.extend(events)
+
+    def tidy(self) -> None:
+        """There is nothing to tidy."""
 
 
 def rig_of(
