@@ -257,10 +257,12 @@ def _replay_recordings(out: pathlib.Path) -> None:
         took = SystemClock().monotonic() - began
         summary = answer.summaries[0]
         seconds = (summary.end - summary.start) / 1000
+        budget = f" --budget-kw {budget_w / 1000:.0f}" if budget_w else ""
+        console.print(f"[bold]$ windrow replay {path}{budget}", soft_wrap=True)
         console.print(
-            f"[bold]$ windrow replay {path}{f' --budget-kw {budget_w / 1000:.0f}' if budget_w else ''}[/]\n"
-            f"{title}: {span(seconds)} replayed in {took:.1f} s ({seconds / took:,.0f}× real time); peak {watts(summary.peak_w)} "
-            f"= {share(summary.peak_ratio)} of budget; modes {', '.join(summary.modes_s)}; brakes {summary.brakes}; "
+            f"{title}: {span(seconds)} replayed in {took:.1f} s ({seconds / took:,.0f}× real time); "
+            f"peak {watts(summary.peak_w)} = {share(summary.peak_ratio)} of budget; "
+            f"modes {', '.join(summary.modes_s)}; brakes {summary.brakes}; "
             f"power unknown {span(summary.unknown_s)}"
         )
         if answer.same is not None:
