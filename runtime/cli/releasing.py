@@ -24,7 +24,7 @@ from runtime.inbox import Inbox
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.state_dir import Busy, StateDir
 from runtime.wiring import agents_of, settled
-from schemas.commands import Brake, Path
+from schemas.commands import Path
 from schemas.envelope import Event
 from schemas.instants import SECOND, Span
 from schemas.operators import ReleaseAll
@@ -168,10 +168,6 @@ def _became(path: str, agent: HostAgent, said: str) -> GivenBack:
         return GivenBack(path, False, said or "its settings cannot be read")
     if not kept.settled:
         return GivenBack(path, False, said or "not seen to be given back")
-    if kept.intent == "obey":
-        held = kept.command
-        by = f"brake at {held.max_mhz} MHz" if isinstance(held, Brake) else "last command"
-        return GivenBack(path, False, f"held by its {by}: a host that runs releases it, or --uncapped")
     return GivenBack(path, True, "at its safe share" if kept.intent == "safe_share" else "as it was found")
 
 
