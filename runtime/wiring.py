@@ -205,9 +205,6 @@ class Unkept:
     def tidy(self) -> None:
         """There is nothing to tidy."""
 
-    def tidy(self) -> None:
-        """There is nothing to tidy."""
-
 
 def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, HostAgent]:
     """One agent for each host that has an actuator here, each device call bounded. Raises ActuatorError

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from actuators.base import ActuatorError
 from collectors.base import CollectorError
@@ -41,6 +41,7 @@ app = App(
     name="windrow",
     help="Power control for LLM clusters: telemetry in, verified and leased commands and a ledger out.",
     version=version("windrow"),
+    default_parameter=Parameter(show_default=lambda value: str(value) if value else None),
 )
 for name, place in COMMANDS.items():
     app.command(place, name=name)

@@ -23,9 +23,8 @@ def test_an_oversubscribed_row_is_told_with_its_safe_share_and_every_switch(
         "ams1/row-b: 52 hosts (26 of low priority), 416 GPUs; nameplate 338.0 kW on a budget of 260.0 kW, "
         "1.30×, oversubscribed"
     )
-    assert told[1] == (
-        "  safe share, once every lease has lapsed: 212 W per GPU and 900 MHz; the row is then at most 259.8 kW"
-    )
+    share = "212 W per GPU and 900 MHz; the row is then at most 259.8 kW"
+    assert told[1] == f"  safe share, once every lease has lapsed: {share}"
     assert told[2] == "  meters: ams1/ups-1/pdu-3/feed-a, ams1/ups-2/pdu-4/feed-b"
     assert told[3].startswith("policy built-in: polca, T1 0.8/0.75, T2 0.89/0.84, brake 1 of the budget")
     assert "  lock_range = [min,f]" in told
