@@ -79,7 +79,7 @@ def plot_demo(arms: Sequence[Course], row: Row, policy: CappingPolicy, path: pat
     clocks.set_ylabel("SM clock ceiling (MHz)")
     clocks.set_xlabel("simulated minutes")
     clocks.legend(loc="lower left", frameon=False, ncols=2)
-    clocks.set_ylim(bottom=0)
+    clocks.margins(y=0.15)
     for axes in (power, clocks):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0)
