@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -114,7 +115,8 @@ def test_a_running_host_serves_its_health_and_metrics_and_hears_its_operators(ma
     assert run(["pin", HOST, "--max-mhz", "1500", "--minutes", "5", "--reason", "hot aisle", *state]) == 0
     eventually(lambda: machine.locks == [1500, 1500], "the pin holds")
     eventually(lambda: "Pin" in kinds(machine), "the pin is on record")
-    assert list((machine.state_dir / "inbox").glob("*.json")) == [], "what was said is taken once"
+    inbox = machine.state_dir / "inbox"
+    eventually(lambda: not list(inbox.glob("*.json")), "what was said and recorded is cleared away")
 
     assert run(["release", "--all", "--reason", "maintenance", *state]) == 0
     eventually(lambda: machine.at_safe_share, "in an oversubscribed row what is given back is the safe share")
@@ -230,6 +232,31 @@ def test_a_driver_that_is_away_at_the_start_is_said_and_taken_up_when_it_comes(m
     eventually(lambda: verified(machine, UNCAPPED_MHZ) is not None, "the host is taken up")
     eventually(lambda: not late(machine), "the host is ready")
     assert machine.stop() == 0
+
+
+def test_a_machine_is_recorded_without_being_set(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(tmp_path)
+    machine.want(OVER_T1_MW)
+    out = tmp_path / "machine.jsonl.gz"
+    with installed(machine.state):
+        assert run(["record", str(out), "--config", str(machine.config), "--minutes", "0.04"]) == 0
+    assert machine.state.writes() == []
+    assert not machine.state_dir.exists()
+    assert run(["replay", str(out), "--expect", "recorded"]) == 0
+    assert run(["explain", str(out)]) == 0
+    assert f"1 hosts at or below {LOW_T1_MHZ} MHz by in band" in capsys.readouterr().out
+
+
+def test_without_nvidia_s_package_the_extra_is_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert run(["run", "--config", str(machine.config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "install windrow with its extra, windrow[gpu]" in line
 
 
 # ---- releases where no host runs ----
