@@ -86,10 +86,9 @@ def demo(
         emit({arm.name: {"summary": arm.summary, "plant": arm.plant} for arm in arms})
     else:
         row = setup.site.rows[0]
-        console.rule("[bold]Windrow demo")
         console.print(
-            f"Row {row.path}: provisioned for 40 servers, holding {len(row.hosts)} on {watts(row.budget_w)}. "
-            f"{minutes} simulated minutes in {span(took)}."
+            f"[bold]Row {row.path}[/]: provisioned for 40 servers, holding {len(row.hosts)} "
+            f"on {watts(row.budget_w)}; {minutes} simulated minutes in {span(took)}."
         )
         console.print()
         _print_comparison(arms, uncapped)
@@ -98,13 +97,10 @@ def demo(
         console.print()
         _replay_recordings(out)
         console.print()
+        ledger, recording = out / "ledger.sqlite", out / "recording.jsonl.gz"
         console.print(f"plot       {picture}")
-        console.print(
-            f"ledger     {out / 'ledger.sqlite'}   (windrow audit alerts --ledger {out / 'ledger.sqlite'})"
-        )
-        console.print(
-            f"recording  {out / 'recording.jsonl.gz'}   (windrow replay {out / 'recording.jsonl.gz'})"
-        )
+        console.print(f"ledger     {ledger}, to ask: windrow audit alerts --ledger {ledger}", soft_wrap=True)
+        console.print(f"recording  {recording}, to replay: windrow replay {recording}", soft_wrap=True)
     return 0 if _held(arms[-1]) else 1
 
 
@@ -185,10 +181,10 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
 
     def latency(arm: Arm, priority: str, quantile: str) -> str:
         if arm.plant.tripped_at is not None:
-            return "none: the row went dark"
+            return "the row went dark"
         ours = getattr(arm.plant, f"latency_{quantile}_s")[priority]
         free = getattr(uncapped, f"latency_{quantile}_s")[priority]
-        return f"{ours:.1f} s ({ours / free - 1:+.1%} of uncapped)"
+        return f"{ours:.1f} s ({ours / free - 1:+.1%})"
 
     line(
         "peak power (2 s)",
@@ -206,13 +202,11 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
         ),
     )
     for priority in ("low", "high"):
-        line(
-            f"capped host-minutes, {priority}", *(f"{a.summary.capped_minutes[priority]:,.0f}" for a in arms)
-        )
+        line(f"capped host-min, {priority}", *(f"{a.summary.capped_minutes[priority]:,.0f}" for a in arms))
     for priority in ("high", "low"):
         for quantile in ("p50", "p99"):
             line(
-                f"latency {quantile.upper()}, {priority} priority",
+                f"{quantile.upper()} latency, {priority}",
                 *(latency(a, priority, quantile) for a in arms),
             )
     line(
@@ -222,6 +216,7 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
     line("energy", *(f"{a.plant.energy_j / 3.6e6:,.1f} kWh" for a in arms))
     line("commands", *(f"{sum(a.summary.commands.values()):,}" for a in arms))
     console.print(table)
+    console.print("[dim]in brackets: against the same requests with neither cap nor breaker[/]")
 
 
 def _requests(arm: Arm, what: str) -> int:
@@ -229,23 +224,29 @@ def _requests(arm: Arm, what: str) -> int:
 
 
 def _show_walk(path: pathlib.Path) -> None:
-    """One walk from the demo's own ledger: of the caps that were seen to hold a busy host, the one that
-    took most off it."""
+    """One walk from the demo's own ledger: of the caps that were seen to hold a busy host, one after
+    which the row fell most."""
     with Ledger.reading(path) as ledger:
         board = demo_setup("polca").site.rows[0].hosts[0].sku
-        busy: list[tuple[float, str]] = []
+        walks: list[audit.Walk] = []
         for seen in ledger.of_type([Verified]):
             assert isinstance(seen, Verified)
             command = ledger.get(seen.command)
             if isinstance(command, LockClocks) and seen.effect_w is not None and seen.observed is not None:
                 at_its_lock = command.max_mhz - 2 * board.step_mhz < seen.observed < board.max_mhz
-                busy += [(seen.effect_w, command.id)] if at_its_lock else []
-        hardest = min(busy, default=None)
-        if hardest is None:
+                walks += [audit.why(ledger, command.id)] if at_its_lock and seen.effect_w < 0.0 else []
+        if not walks:
             console.print("no cap held a busy host: there is no command to walk back")
             return
-        console.print(f"[bold]$ windrow audit why {hardest[1]} --ledger {path}", soft_wrap=True)
-        print_walk(audit.why(ledger, hardest[1]))
+        walk = min(walks, key=_row_effect_w)
+        console.print(f"[bold]$ windrow audit why {walk.command.id} --ledger {path}", soft_wrap=True)
+        print_walk(walk)
+
+
+def _row_effect_w(walk: audit.Walk) -> float:
+    before = walk.rollup.power_w if walk.rollup else None
+    after = walk.row_after.power_w if walk.row_after else None
+    return 0.0 if before is None or after is None else after - before
 
 
 def _replay_recordings(out: pathlib.Path) -> None:
@@ -256,7 +257,9 @@ def _replay_recordings(out: pathlib.Path) -> None:
     ]
     if MLPERF.exists():
         traces.append(("64 nodes of 8 H100 in training", MLPERF, MLPERF_BUDGET_W))
-    for title, path, budget_w in traces:
+    here = pathlib.Path.cwd()
+    for title, trace, budget_w in traces:
+        path = trace.relative_to(here) if trace.is_relative_to(here) else trace
         began = SystemClock().monotonic()
         source = open_source(path, None, budget_w / 1000 if budget_w else None)
         policy = policy_for(None, source)
