@@ -7,9 +7,7 @@ force. `read_policy` reads a TOML file and names every problem in it, in the ope
 
 from __future__ import annotations
 
-import difflib
 import math
-import tomllib
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -19,6 +17,7 @@ from controllers.clock_table import PUBLISHED, Clocks, ClockTable, Uncalibrated,
 from schemas.commands import Path
 from schemas.instants import MINUTE, SECOND, Span
 from schemas.skus import Sku
+from schemas.toml_tables import NotToml, Table, read_toml
 from schemas.topology import Row
 
 Variant: TypeAlias = Literal[
@@ -222,71 +221,64 @@ def read_policy(text: str, name: str) -> CappingPolicy:
     What is not stated keeps its default. Raises PolicyFileError with all problems, one a line.
     """
     try:
-        stated = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyFileError(f"{name}: is not TOML: {error}") from None
-    problems: list[str] = []
-    policy: CappingPolicy = _read(CappingPolicy(name=name), stated, name, "", problems)
+        root = read_toml(text, name)
+    except NotToml as error:
+        raise PolicyFileError(str(error)) from error
+    policy: CappingPolicy = _read(CappingPolicy(name=name), root)
     # What one key's neighbours forbid is worth saying only once each key is sound by itself.
-    problems = problems or [f"{name}: {text}" for text in _disagreements(policy)]
+    problems = root.problems or [f"{name}: {text}" for text in _disagreements(policy)]
     if problems:
         raise PolicyFileError("\n".join(problems))
     return policy
 
 
-def _read(default: Any, stated: dict[str, Any], name: str, prefix: str, problems: list[str]) -> Any:
+def _read(default: Any, table: Table) -> Any:
     """`default` with what a TOML table states, key by key, so that one bad key hides no other."""
-    fields = {field.name: field for field in msgspec.structs.fields(default) if field.name != "name"}
     good: dict[str, Any] = {}
-    for key, value in stated.items():
-        where = f"{name}: {prefix}{key}"
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(fields))}"
-            problems.append(f"{where}: unknown key; {hint}")
-        elif key == "clocks" and not prefix:
-            good[key] = _read_clocks(value, name, problems)
-        elif isinstance(part := getattr(default, key), msgspec.Struct):
-            if isinstance(value, dict):
-                good[key] = _read(part, value, name, f"{prefix}{key}.", problems)
-            else:
-                problems.append(f"{where} = {_show(value)}: must be a table, written [{prefix}{key}]")
-        elif (wrong := _wrong(value, fields[key].type)) is not None:
-            problems.append(f"{where} = {_show(value)}: must be {wrong}")
-        else:
-            good[key] = msgspec.convert(value, fields[key].type)
+    for field in msgspec.structs.fields(default):
+        key, usual = field.name, getattr(default, field.name)
+        if key == "name":
+            continue
+        if key == "clocks":
+            good[key] = _read_clocks(table.table(key))
+        elif isinstance(usual, msgspec.Struct):
+            part = table.table(key)
+            if part is not None:
+                good[key] = _read(usual, part)
+        elif table.has(key) and _sound(table, key, field.type):
+            good[key] = msgspec.convert(table.raw[key], field.type)
+    table.close()
     return msgspec.structs.replace(default, **good)
 
 
-def _read_clocks(value: Any, name: str, problems: list[str]) -> dict[str, ClockTable]:
+def _read_clocks(boards: Table | None) -> dict[str, ClockTable]:
     """The board tables under [clocks.NAME]; each states all of its steps."""
-    if not isinstance(value, dict):
-        problems.append(f"{name}: clocks = {_show(value)}: must be tables, written [clocks.NAME-OF-BOARD]")
-        return {}
-    tables = {}
+    tables: dict[str, ClockTable] = {}
     steps = [field.name for field in msgspec.structs.fields(ClockTable)]
-    for board, stated in value.items():
-        where = f"{name}: clocks.{board}"
-        if not isinstance(stated, dict):
-            problems.append(f"{where} = {_show(stated)}: must be a table with {', '.join(steps)}")
+    for board in boards.raw if boards is not None else ():
+        assert boards is not None
+        stated = boards.table(board)
+        if stated is None:
             continue
-        before = len(problems)
-        for key in stated:
-            if key not in steps:
-                near = difflib.get_close_matches(key, steps, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(steps)}"
-                problems.append(f"{where}.{key}: unknown key; {hint}")
-        for step in steps:
-            if step not in stated:
-                problems.append(f"{where}.{step}: is missing; a board states {', '.join(steps)} (MHz)")
-            elif (wrong := _wrong(stated[step], _Clock)) is not None:
-                problems.append(f"{where}.{step} = {_show(stated[step])}: must be {wrong}")
-        if len(problems) == before:
-            table = ClockTable(**stated)
-            if not (table.brake < table.low_t2 < table.low_t1 and table.low_t2 < table.high_t2):
-                problems.append(f"{where}: must be in the order brake < low_t2 < low_t1 and low_t2 < high_t2")
-            tables[board] = table
+        missing = [step for step in steps if not stated.has(step)]
+        for step in missing:
+            stated.missing(step, f"a board states {', '.join(steps)} (MHz)")
+        sound = [_sound(stated, step, _Clock) for step in steps if step not in missing]
+        stated.close()
+        if missing or not all(sound):
+            continue
+        table = tables[board] = msgspec.convert({step: stated.raw[step] for step in steps}, ClockTable)
+        if not (table.brake < table.low_t2 < table.low_t1 and table.low_t2 < table.high_t2):
+            boards.wrong(board, "must be in the order brake < low_t2 < low_t1 and low_t2 < high_t2")
     return tables
+
+
+def _sound(table: Table, key: str, kind: Any) -> bool:
+    """Whether the value of `key` is what its field takes; noted when it is not."""
+    wrong = _wrong(table.raw[key], kind)
+    if wrong is not None:
+        table.wrong(key, f"must be {wrong}")
+    return wrong is None
 
 
 def _wrong(value: Any, kind: Any) -> str | None:
@@ -306,13 +298,6 @@ def _allowed(kind: Any) -> str:
     if isinstance(described, msgspec.inspect.LiteralType):
         return "one of " + ", ".join(f'"{value}"' for value in described.values)
     return str(kind.__metadata__[0].description)
-
-
-def _show(value: Any) -> str:
-    """A value as the operator wrote it, near enough."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _disagreements(policy: CappingPolicy) -> list[str]:

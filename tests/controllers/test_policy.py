@@ -60,22 +60,22 @@ def test_every_problem_is_named_at_once_in_the_operators_words() -> None:
         """
     )
     variants = '"no_cap", "off", "one_threshold_all", "one_threshold_low", "polca", "polca_forecast"'
-    assert found == [
+    assert [line.partition(" there is ")[0] for line in found] == [
         f'polca.toml: variant = "polka": must be one of {variants}',
-        "polca.toml: leese_ms: unknown key; did you mean lease_ms?",
-        "polca.toml: brake = nan: must be a share of the row's budget, above 0 and at most 1.5",
-        "polca.toml: period_ms = 2.5: must be whole milliseconds above 0, a day at most",
         'polca.toml: path = 4: must be one of "in_band", "out_of_band"',
-        "polca.toml: forecast = 7: must be a table, written [forecast]",
+        "polca.toml: period_ms = 2.5: must be whole milliseconds above 0, a day at most",
+        "polca.toml: brake = nan: must be a share of the row's budget, above 0 and at most 1.5",
         'polca.toml: allow_fraction_defaults = "yes": must be true or false',
         "polca.toml: t1.enter = 80: must be a share of the row's budget, above 0 and at most 1.5",
         'polca.toml: switches.hp_escalation = "later": must be one of "after_lp_effective", "immediate"',
-        "polca.toml: switches.inflite: unknown key; did you mean switches.inflight?",
-        "polca.toml: clocks.H100.hi_t2: unknown key; did you mean high_t2?",
+        "polca.toml: switches.inflite = 3: no such key here; did you mean inflight?",
+        "polca.toml: forecast = 7: must be a table, written [forecast]",
+        "polca.toml: clocks.H100.high_t2 is missing: a board states low_t1, high_t2, low_t2, brake (MHz)",
+        "polca.toml: clocks.H100.low_t2 is missing: a board states low_t1, high_t2, low_t2, brake (MHz)",
+        "polca.toml: clocks.H100.brake is missing: a board states low_t1, high_t2, low_t2, brake (MHz)",
         "polca.toml: clocks.H100.low_t1 = 1.5: must be a clock in whole MHz, 1 to 10000",
-        "polca.toml: clocks.H100.high_t2: is missing; a board states low_t1, high_t2, low_t2, brake (MHz)",
-        "polca.toml: clocks.H100.low_t2: is missing; a board states low_t1, high_t2, low_t2, brake (MHz)",
-        "polca.toml: clocks.H100.brake: is missing; a board states low_t1, high_t2, low_t2, brake (MHz)",
+        "polca.toml: clocks.H100.hi_t2 = 1830: no such key here; did you mean high_t2?",
+        "polca.toml: leese_ms = 3: no such key here; did you mean lease_ms?",
     ]
 
 
@@ -91,10 +91,10 @@ def test_every_problem_is_named_at_once_in_the_operators_words() -> None:
         ("switches = {stale_safe_periods = 5}", "switches.stale_safe_periods = 5: must be above"),
         (
             "[clocks.A]\nlow_t1=9\nhigh_t2=9\nlow_t2=9\nbrake=1",
-            "clocks.A: must be in the order brake < low_t2",
+            "must be in the order brake < low_t2",
         ),
-        ("clocks = 3", "clocks = 3: must be tables"),
-        ("= 3", "is not TOML"),
+        ("clocks = 3", "clocks = 3: must be a table, written [clocks]"),
+        ("= 3", "line 1, column 1: Invalid statement (the file is not TOML)"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(text: str, said: str) -> None:
