@@ -21,8 +21,9 @@ def derive_id(kind: str, source: str, subject: str, at: Instant, cause: tuple[st
     return blake2b(known_by.encode(), digest_size=_ID_BYTES).hexdigest()
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """Anything said on the bus.
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
+    """Anything said on the bus. Out of the garbage collector's sight: a frozen message holds no cycle,
+    and a fleet's messages would keep it busy.
 
     `at` is event time. `source` is who says it, such as ``collector/gpu-nvml/ams1/row-b/r07/h03``.
     `subject` is the topology path it speaks of. `cause` holds the ids of the messages that led to it.

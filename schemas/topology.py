@@ -54,7 +54,7 @@ class Rack(msgspec.Struct, frozen=True, kw_only=True):
     feeds: tuple[str, ...]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A row: the domain that POLCA caps. `budget_w` is what it may draw for ever (the breaker's
     continuous rating or the share the site grants). `meters` are power-tree paths whose sum is the
     row's power; empty when no meter is fitted."""
@@ -64,12 +64,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     racks: tuple[Rack, ...]
     meters: tuple[str, ...]
 
-    @property
+    @cached_property
     def hosts(self) -> tuple[Host, ...]:
         """The row's hosts in site-file order."""
         return tuple(host for rack in self.racks for host in rack.hosts)
 
-    @property
+    @cached_property
     def rated_w(self) -> float:
         """Nameplate of all hosts."""
         return sum(host.rated_w for host in self.hosts)
