@@ -23,7 +23,7 @@ from runtime.control_loop import ControlLoop
 from runtime.health import Health, HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
-from runtime.ledger.standing import standing
+from runtime.ledger.standing import last_decisions, standing
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.measured import Measured
 from runtime.metrics import Metrics
@@ -136,7 +136,9 @@ def on_this_machine(
         )
         metrics.watch(samples.states, loop.strangers)
         metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
-        loop.offer(standing(ledger, clock.now()))
+        now = clock.now()
+        loop.offer(standing(ledger, now))
+        loop.offer(last_decisions(ledger, loop.loops, now))
         if config.listen:
             stack.enter_context(_served(config.listen, health, metrics))
         yield host

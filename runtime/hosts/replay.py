@@ -16,6 +16,7 @@ from controllers.policy import CappingPolicy
 from runtime.control_loop import ControlLoop
 from runtime.row_loop import Beat
 from schemas.commands import Brake, Command, LimitPower, LockClocks
+from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.instants import Instant
@@ -28,7 +29,7 @@ _ASSUMED = "replay/assumed-plant"
 
 def is_input(event: Event) -> bool:
     """Whether an event of a recording is one the loops take in; the rest is what they said."""
-    if isinstance(event, Emergency):
+    if isinstance(event, Emergency | Decision):  # the host's own alarms, and what a restart remembers
         return event.source.startswith("runtime/")
     return BY_TYPE[type(event)].rank < _TICK_RANK
 

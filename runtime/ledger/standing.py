@@ -1,11 +1,17 @@
-"""What people have said and still holds: pins not expired or taken back, releases not resumed.
+"""What outlives a process: people's words that still hold, and each row's last decision.
 
-A host that starts anew offers these to its rows again, for a person's word outlives a process.
+A host that starts anew offers these to its rows. Without the words a pin would be forgotten; without
+the decision a braked row would be taken for one that nothing ever happened to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import msgspec
+
 from runtime.ledger.store import Ledger
+from schemas.decisions import Decision
 from schemas.envelope import Event
 from schemas.instants import Instant
 from schemas.operators import Pin, ReleaseAll, Resume, Unpin
@@ -38,3 +44,27 @@ def standing(ledger: Ledger, at: Instant) -> tuple[Event, ...]:
     }
     told = (*pins(ledger, at), *words.values())
     return tuple(sorted(told, key=lambda event: event.at))
+
+
+def last_decisions(ledger: Ledger, rows: Collection[str], at: Instant) -> tuple[Decision, ...]:
+    """Each row's last decision, said again at `at` as something that a new controller is told: its mode
+    and since when, and an open blast-radius breaker. What it knew of power and of calm is left behind."""
+    found: dict[str, Decision] = {}
+    for event in ledger.of_type([Decision], until=at, newest_first=True):
+        assert isinstance(event, Decision)
+        if event.subject in rows:
+            found.setdefault(event.subject, event)
+        if len(found) == len(rows):
+            break
+    return tuple(
+        msgspec.structs.replace(
+            decision,
+            id="",
+            at=at,
+            source="runtime/restart",
+            cause=(decision.id,),
+            refusal="",
+            notes={key: value for key, value in decision.notes.items() if key == "blast_open_at"},
+        )
+        for decision in found.values()
+    )

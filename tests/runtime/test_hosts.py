@@ -16,6 +16,7 @@ from collectors.recording import read_recording
 from controllers.policy import DEFAULT_POLICY
 from runtime.control_loop import ControlLoop
 from runtime.hosts.replay import as_recorded, is_input, on_the_grid
+from runtime.ledger.standing import last_decisions
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.recorder import Recorder, header_of
 from runtime.row_loop import Beat, RowLoop
@@ -318,6 +319,29 @@ def test_a_release_gives_an_oversubscribed_row_to_its_safe_shares_and_stops_comm
     assert any("ada" in text for beat in after for text in beat.decision.overruled)
     lapsed = {event.subject for beat in beats for event in beat.inputs if isinstance(event, Lapsed)}
     assert lapsed == set(setup.site.hosts)
+
+
+@pytest.mark.parametrize("mode", ["T2b", "B"])
+def test_a_restarted_controller_goes_on_from_the_mode_it_left(tmp_path: pathlib.Path, mode: str) -> None:
+    """It would else take a capped or braked row for one that may run free, and loosen it."""
+    setup = setup_of(row_text(8, budget_w=TIGHT_W), POLICY)
+    surge = msgspec.structs.replace(BUSY, requests_per_s=0.35 if mode == "T2b" else 3.0)
+    beats: list[Beat] = []
+    with Ledger(tmp_path / "ledger.sqlite", durable=False) as ledger:
+        rig = rig_of(setup, load=surge, ledger=ledger, observe=[beats.append])
+        while not beats or beats[-1].decision.mode != mode:
+            rig.host.run(until=rig.host.clock.now() + 2 * SECOND)
+            assert rig.host.clock.now() < START + 3 * MINUTE
+        left, now = beats[-1].decision, rig.host.clock.now()
+        loop = ControlLoop(setup.site, POLICY, epoch=2)
+        loop.offer(last_decisions(ledger, loop.loops, now))
+    rig.host.loop = loop
+    rig.host.run(until=now + 4 * SECOND)
+    first = next(beat for beat in beats if beat.tick.at >= now)
+    assert (first.decision.mode, first.decision.since) == (mode, left.since)
+    asked = {c.max_mhz for c in first.commands if isinstance(c, LockClocks | Brake)}
+    assert asked <= {setting.max_mhz for setting in left.desired}
+    assert all(is_input(event) for event in first.inputs), "and a recording of it replays"
 
 
 def test_the_ledger_of_a_run_is_whole(tmp_path: pathlib.Path) -> None:
