@@ -80,8 +80,3 @@ class TimedAgents:
         inside = {path for path in self._timer.agents if covers(subject, path)}
         outcomes = self._timer.fall_back(inside & self._oversubscribed)
         return [*outcomes, *self._timer.release_all(inside - self._oversubscribed)]
-
-    def close(self) -> None:
-        """End every lease as its fail direction says, then let go of the devices."""
-        self._timer.stand_down()
-        self._timer.close()

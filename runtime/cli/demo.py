@@ -39,6 +39,7 @@ START: Instant = from_text("2026-03-01T18:00:00Z")
 ARMS = {"no control": "off", "POLCA": "polca"}
 SCENARIOS = pathlib.Path(str(importlib.resources.files("twin"))) / "scenarios"
 MLPERF = pathlib.Path("../shared/data/gpu_power/mlperf/train_v4.0_smc-ac-power_64xH100node_gpt3_0.csv")
+_PLAIN_W = 200.0  # off a host's GPUs: what a reader takes for an effect
 MLPERF_BUDGET_W = 450_000.0  # below the recording's peak: the row must be seen to exceed it
 
 
@@ -214,9 +215,14 @@ def _print_comparison(arms: list[Arm], uncapped: Statistics) -> None:
         *(f"{_requests(a, 'done'):,}, {_requests(a, 'lost'):,} lost" for a in arms),
     )
     line("energy", *(f"{a.plant.energy_j / 3.6e6:,.1f} kWh" for a in arms))
-    line("commands", *(f"{sum(a.summary.commands.values()):,}" for a in arms))
+    line("clock commands", *(_commands(a.summary) for a in arms))
     console.print(table)
     console.print("[dim]in brackets: against the same requests with neither cap nor breaker[/]")
+
+
+def _commands(summary: Summary) -> str:
+    total, renewed = sum(summary.commands.values()), summary.outcomes.get("Renewed", 0)
+    return f"{total:,} ({renewed:,} renewals)"
 
 
 def _requests(arm: Arm, what: str) -> int:
@@ -234,7 +240,8 @@ def _show_walk(path: pathlib.Path) -> None:
             command = ledger.get(seen.command)
             if isinstance(command, LockClocks) and seen.effect_w is not None and seen.observed is not None:
                 at_its_lock = command.max_mhz - 2 * board.step_mhz < seen.observed < board.max_mhz
-                walks += [audit.why(ledger, command.id)] if at_its_lock and seen.effect_w < 0.0 else []
+                took_power = seen.effect_w < -_PLAIN_W
+                walks += [audit.why(ledger, command.id)] if at_its_lock and took_power else []
         if not walks:
             console.print("no cap held a busy host: there is no command to walk back")
             return
