@@ -101,11 +101,6 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Every power node by path."""
         return {node.path: node for node in self.power}
 
-    @cached_property
-    def gpu_homes(self) -> dict[str, str]:
-        """GPU UUID → host path, for UUIDs that the site file states."""
-        return {uuid: host.path for host in self.hosts.values() for uuid in host.uuids}
-
     def row(self, path: str) -> Row:
         """The row at `path`; KeyError in words."""
         for row in self.rows:

@@ -21,7 +21,6 @@ An unknown reading is ``None`` on the wire and NaN in arrays. It is never zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -38,13 +37,3 @@ Grid: TypeAlias = tuple[Row, ...]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 """Readings as an array, with NaN where a reading is unknown."""
-
-
-def as_array(readings: Sequence[Reading] | Sequence[Sequence[Reading]]) -> FloatArray:
-    """Readings as float64, unknown as NaN; keeps the shape (devices,) or (instants, devices)."""
-    return np.asarray(readings, dtype=np.float64)
-
-
-def as_row(values: FloatArray) -> Row:
-    """An array of shape (devices,) as a wire row, NaN and infinities as unknown."""
-    return tuple(value if value - value == 0.0 else None for value in values.tolist())

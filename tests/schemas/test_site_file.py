@@ -162,12 +162,11 @@ def test_a_site_may_change_a_known_board_and_add_its_own() -> None:
     assert (l4.sku.name, l4.sku.max_mhz, l4.rated_w) == ("L4", 2_040, 4 * 72.0 + 300.0)
 
 
-def test_stated_uuids_lead_from_a_gpu_to_its_host() -> None:
+def test_stated_uuids_stand_at_their_host_in_index_order() -> None:
     uuids = '[racks.hosts.uuids]\n"r2/h3" = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]\n'
     site = read(SITE + uuids)
     assert site.hosts["ams1/row-a/r2/h3"].uuids == ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
     assert site.hosts["ams1/row-a/r1/h3"].uuids == ()
-    assert site.gpu_homes["GPU-b"] == "ams1/row-a/r2/h3"
 
 
 def test_meters_may_be_left_out_and_may_stand_higher_up() -> None:
