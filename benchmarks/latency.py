@@ -19,10 +19,9 @@ from benchmarks.plant import START, setup_for
 from runtime.ledger.store import Ledger
 from runtime.polling import InlineSamples
 from runtime.row_loop import Beat
-from runtime.wiring import on_twin
+from runtime.wiring import on_twin, plant_of
 from schemas.instants import SECOND
 from schemas.outcomes import Renewed, Verified
-from twin.row import TwinRow
 from twin.workload import LoadProfile
 
 SECONDS = 1_200
@@ -36,9 +35,7 @@ def measure() -> list[Figure]:
     policy = msgspec.structs.replace(setup.policy, path="in_band", guardrails=rails)
     setup = msgspec.structs.replace(setup, policy=policy)
     points = tuple((float(at), 1.0 if at // 60 % 2 else 0.01) for at in range(0, SECONDS, 20))
-    plant = TwinRow(
-        setup.site, "bench1/row-1", seed=1, start=START, load=LoadProfile(requests_per_s=0.3, points=points)
-    )
+    plant = plant_of(setup, seed=1, start=START, load=LoadProfile(requests_per_s=0.3, points=points))
     with tempfile.TemporaryDirectory() as folder, Ledger(pathlib.Path(folder) / "ledger.sqlite") as ledger:
         beats: list[Beat] = []
         host = on_twin(plant, setup, ledger=ledger, observe=[beats.append]).host

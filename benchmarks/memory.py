@@ -7,9 +7,8 @@ import pathlib
 
 from benchmarks.figure import Figure
 from benchmarks.plant import START, setup_for
-from runtime.wiring import Unkept, on_twin
+from runtime.wiring import Unkept, on_twin, plant_of
 from schemas.instants import HOUR, MINUTE
-from twin.row import TwinRow
 
 
 def measure() -> list[Figure]:
@@ -31,7 +30,7 @@ def measure() -> list[Figure]:
 
 def _run() -> tuple[int, int, int]:
     setup = setup_for(40)
-    plant = TwinRow(setup.site, "bench1/row-1", seed=1, start=START)
+    plant = plant_of(setup, seed=1, start=START)
     rig = on_twin(plant, setup, ledger=Unkept())
     before = _status("VmRSS")
     for minute in range(HOUR // MINUTE):

@@ -7,13 +7,12 @@ import msgspec
 from controllers.policy import DEFAULT_POLICY
 from runtime.config import Setup
 from runtime.row_loop import Beat
-from runtime.wiring import Unkept, on_twin
+from runtime.wiring import Unkept, on_twin, plant_of
 from schemas import codec
 from schemas.envelope import Event
 from schemas.instants import SECOND, Instant, Span
 from schemas.shares import safe_shares
 from schemas.site_file import read_site
-from twin.row import TwinRow
 
 START: Instant = 1_772_388_000_000
 
@@ -52,7 +51,7 @@ def recorded(hosts: int, seconds: int, frame_ms: Span = SECOND) -> tuple[Setup, 
     def keep(beat: Beat) -> None:
         lines.extend(codec.encode(event) for event in (*beat.inputs, beat.tick))
 
-    plant = TwinRow(setup.site, "bench1/row-1", seed=1, start=START)
+    plant = plant_of(setup, seed=1, start=START)
     rig = on_twin(plant, setup, ledger=Unkept(), frame_ms=frame_ms, observe=[keep])
     rig.host.run(until=START + seconds * SECOND)
     return setup, lines

@@ -30,7 +30,7 @@ from typing import get_args
 import msgspec
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, read_policy
-from runtime.registry import ACTUATORS, COLLECTORS
+from runtime.registry import ACTUATORS, COLLECTORS, lacking
 from schemas.commands import Path
 from schemas.instants import MINUTE, SECOND, Span
 from schemas.shares import SafeShare, Unsafe, safe_shares
@@ -260,6 +260,8 @@ def _misplaced(config: HostConfig, site: Site) -> Iterator[str]:
     )
     for table, entries in tables:
         for index, entry in enumerate(entries):
+            if needs := lacking(entry.kind):
+                yield f'{config.name}: {table}[{index}].kind = "{entry.kind}": {needs}'
             if entry.host not in site.hosts:
                 near = f"no such host in {config.site}; {not_among(entry.host, site.hosts)}"
                 yield f'{config.name}: {table}[{index}].host = "{entry.host}": {near}'

@@ -110,6 +110,11 @@ class ControlLoop:
         return view(self.states[row].view, self.loops[row].row, now)
 
     @property
+    def unheard(self) -> tuple[Event, ...]:
+        """What has been offered since the rows' last beats."""
+        return tuple(event for state in self.states.values() for event in state.pending)
+
+    @property
     def dirty(self) -> bool:
         """Whether a row wants its beat before its period has passed."""
         return bool(self._dirty)

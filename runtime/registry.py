@@ -6,6 +6,7 @@ when it is made, so that a host without them can still check a configuration.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 from actuators.base import Actuator
@@ -27,3 +28,13 @@ ACTUATORS: dict[str, Callable[[Host, Path], Actuator]] = {
     "dry_run": lambda host, path: DryRunActuator(host, path),
 }
 """Setters on this machine: the host they set and by which path → an actuator."""
+
+_NEEDS = {"gpu_nvml": ("pynvml", "gpu")}
+
+
+def lacking(kind: str) -> str:
+    """What an adapter of this kind needs and this environment lacks, in words; empty when nothing."""
+    module, extra = _NEEDS.get(kind, ("", ""))
+    if not module or importlib.util.find_spec(module) is not None:
+        return ""
+    return f"needs the Python module {module}, which is not installed here: pip install 'windrow[{extra}]'"

@@ -13,9 +13,10 @@ from actuators.base import Actuator
 from actuators.deadline import Bounded
 from actuators.gpu_nvml import NvmlActuator
 from actuators.leases import LeaseTimer
-from actuators.lifecycle import HostAgent
+from actuators.lifecycle import DEADLINES, HostAgent
 from collectors.feed_meter import FeedCollector
 from collectors.gpu_nvml import NvmlCollector
+from controllers.policy import CappingPolicy
 from runtime.agents import InlineAgents, TimedAgents
 from runtime.clock import Clock, SimulatedClock
 from runtime.config import ConfigError, HostConfig, Setup
@@ -23,7 +24,9 @@ from runtime.control_loop import ControlLoop
 from runtime.health import Health, HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
-from runtime.ledger.standing import last_decisions, standing
+from runtime.ledger.patient import PatientLedger
+from runtime.ledger.selection import told_to_us
+from runtime.ledger.standing import last_decisions, last_troubles, standing
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.measured import Measured
 from runtime.metrics import Metrics
@@ -34,8 +37,10 @@ from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
 from schemas.commands import Path
 from schemas.envelope import Event
-from schemas.instants import SECOND, Span
+from schemas.instants import SECOND, Instant, Span
+from twin.breaker import TripCurve
 from twin.row import TwinRow
+from twin.workload import LoadProfile
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +54,35 @@ class TwinRig(msgspec.Struct, frozen=True):
 
     plant: TwinRow
     host: EmbeddedHost
+
+
+def plant_of(
+    setup: Setup,
+    *,
+    seed: int,
+    start: Instant,
+    load: LoadProfile | None = None,
+    curve: TripCurve | None = None,
+) -> TwinRow:
+    """The setup's first row, simulated, its out-of-band path as late and as lossy as the policy's
+    switches say. `load` None is the demonstration's evening."""
+    switches = setup.policy.switches
+    return TwinRow(
+        setup.site,
+        setup.site.rows[0].path,
+        seed=seed,
+        start=start,
+        load=load,
+        curve=curve,
+        oob_latency=switches.oob_latency,
+        oob_loss_ratio=switches.oob_loss,
+    )
+
+
+def deadlines_of(policy: CappingPolicy) -> dict[Path, Span]:
+    """How long an agent waits for a read-back, by path: its own time, or where the policy gives the path
+    longer, a quarter more than that."""
+    return {path: max(least, policy.latency_ms.of(path) * 5 // 4) for path, least in DEADLINES.items()}
 
 
 def on_twin(
@@ -84,6 +118,7 @@ def on_twin(
             setup.shares[host.path],
             state_dir / f"{host.path.replace('/', '__')}.json" if state_dir else None,
             source=f"actuator/{host.path}",
+            deadlines=deadlines_of(setup.policy),
         )
         for host in hosts
     }
@@ -114,7 +149,8 @@ def on_this_machine(
     metrics = Metrics(setup.site)
     measured = Measured(metrics, clock)
     with contextlib.ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(state.ledger))
+        book = Ledger(state.ledger)
+        ledger = stack.enter_context(PatientLedger(book))
         samples = stack.enter_context(_collected(config, setup, clock))
         timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
         health = Health(clock)
@@ -137,8 +173,9 @@ def on_this_machine(
         metrics.watch(samples.states, loop.strangers)
         metrics.configured(site=setup.site.name, policy=setup.policy.variant, epoch=str(epoch))
         now = clock.now()
-        loop.offer(standing(ledger, now))
-        loop.offer(last_decisions(ledger, loop.loops, now))
+        loop.offer(standing(book, now))
+        loop.offer(last_troubles(book, now))
+        loop.offer(last_decisions(book, loop.loops, now))
         if config.listen:
             stack.enter_context(_served(config.listen, health, metrics))
         yield host
@@ -224,6 +261,7 @@ def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, Ho
             setup.shares[path],
             state.agent(path),
             source=f"actuator/{path}",
+            deadlines=deadlines_of(setup.policy),
         )
         for path, actuators in by_host.items()
     }
@@ -252,10 +290,11 @@ def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock, *, dry: boo
         clock.sleep_until(clock.now() + 50)
     timer.close()
     said += timer.take()
+    last = [*host.waiting, *told_to_us(host.loop.unheard), *said]
     try:
-        host.ledger.append([*host.waiting, *said])
+        host.ledger.append(last)
     except LedgerUnwritable as error:
-        _LOG.error("the last %d records are lost: %s", len(host.waiting) + len(said), error)
+        _LOG.error("the last %d records may be lost: %s", len(last), error)
     for path, agent in timer.agents.items():
         if not (dry or settled({path: agent})):
             _LOG.error("%s: left before its setting was read back", path)

@@ -208,6 +208,7 @@ class TwinRow:
         self._asked = np.zeros(len(self.hosts))
 
         self._oob_latency, self._oob_loss = oob_latency, oob_loss_ratio
+        self.lost_writes = 0
         self._pending: list[_Write] = []
         self._written = 0
         self._locks = {path: self.servers.lock_mhz.copy() for path in get_args(Path)}
@@ -332,6 +333,7 @@ class TwinRow:
             chance, loss = self._write_rng.random(2)
             late = 40 * SECOND if self._oob_latency == "constant_40" else round(chance * 40 * SECOND)
             if loss < self._oob_loss:
+                self.lost_writes += 1
                 return
         self._written += 1
         heapq.heappush(self._pending, _Write(self._now + late, self._written, path, gpu, setting, low, high))

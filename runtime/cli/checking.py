@@ -6,7 +6,15 @@ import pathlib
 import sys
 
 from runtime.cli.printing import Json, emit, say, watts
-from runtime.config import ConfigError, Setup, load_host, load_setup, read_host_config
+from runtime.config import (
+    ActuatorConfig,
+    ConfigError,
+    HostConfig,
+    Setup,
+    load_host,
+    load_setup,
+    read_host_config,
+)
 
 
 def check(
@@ -33,11 +41,13 @@ def check(
     """
     problems: list[str] = []
     setup: Setup | None = None
+    host: HostConfig | None = None
     try:
         if config is not None and (site is not None or policy is not None):
             raise ConfigError("--config names the site and the policy itself: leave them out")
         if config is not None:
-            setup = load_host(read_host_config(config))
+            host = read_host_config(config)
+            setup = load_host(host)
         elif site is not None:
             setup = load_setup(site, policy)
         else:
@@ -50,6 +60,9 @@ def check(
         print("\n".join(problems), file=sys.stderr)
     elif setup is not None:
         _describe(setup)
+        for adapter in (*host.collectors, *host.actuators) if host is not None else ():
+            path = f" {adapter.path.replace('_', ' ')}" if isinstance(adapter, ActuatorConfig) else ""
+            say(f"{'sets' if path else 'reads'} {adapter.host}{path} by {adapter.kind}")
     return 2 if problems else 0
 
 

@@ -28,12 +28,12 @@ from runtime.ledger.store import Ledger
 from runtime.recorder import Recorder, header_of
 from runtime.source import open_source
 from runtime.summary import Summary, Summing
-from runtime.wiring import Unkept, on_twin
+from runtime.wiring import Unkept, on_twin, plant_of
 from schemas.commands import LockClocks
 from schemas.instants import MINUTE, Instant, from_text
 from schemas.outcomes import Verified
 from twin.breaker import TripCurve
-from twin.row import History, Statistics, TwinRow
+from twin.row import History, Statistics
 
 START: Instant = from_text("2026-03-01T18:00:00Z")
 ARMS = {"no control": "off", "POLCA": "polca"}
@@ -142,7 +142,7 @@ def run_arm(
     """Run one arm; the one under POLCA leaves its ledger and its recording in `out`."""
     setup = demo_setup(ARMS[name])
     row = setup.site.rows[0]
-    plant = TwinRow(setup.site, row.path, seed=seed, start=START)
+    plant = plant_of(setup, seed=seed, start=START)
     kept = ARMS[name] == "polca"
     summing = Summing(row, name)
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ def run_uncapped(minutes: int, seed: int) -> Statistics:
     """The plant with neither a cap nor a breaker: what latency would be if power were no object."""
     setup = demo_setup("off")
     never = TripCurve(pickup_ratio=math.inf, instant_ratio=math.inf)
-    plant = TwinRow(setup.site, setup.site.rows[0].path, seed=seed, start=START, curve=never)
+    plant = plant_of(setup, seed=seed, start=START, curve=never)
     plant.advance(START + minutes * MINUTE)
     return plant.statistics()
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from runtime.cli.printing import say, span
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, load_site
-from runtime.inbox import Inbox
+from runtime.inbox import LONGEST_PIN, Inbox
 from runtime.state_dir import StateDir
 from schemas.envelope import Event
 from schemas.instants import MINUTE, to_text
@@ -54,8 +54,11 @@ def pin(
     by
         Who says so; the login name when left out.
     """
-    if not (minutes > 0 and max_mhz > 0):
-        raise ConfigError("--minutes and --max-mhz must be above zero")
+    if not (0 < minutes <= LONGEST_PIN / MINUTE and max_mhz > 0):
+        most = LONGEST_PIN // MINUTE
+        raise ConfigError(
+            f"--minutes and --max-mhz must be above zero, and --minutes at most {most} (30 days)"
+        )
     now = SystemClock().now()
     until = now + int(minutes * MINUTE)
     word = Pin(

@@ -25,9 +25,9 @@ from runtime.config import (
 )
 from runtime.recorder import Recorder, header_of
 from runtime.state_dir import StateDir
-from runtime.wiring import Unkept, on_this_machine, on_twin, watching_this_machine
+from runtime.wiring import Unkept, on_this_machine, on_twin, plant_of, watching_this_machine
 from schemas.instants import MINUTE, Instant, from_text
-from twin.row import DEMO, TwinRow
+from twin.row import DEMO
 
 EVENING: Instant = from_text("2026-03-01T18:00:00Z")
 """When the simulated evening begins."""
@@ -164,7 +164,7 @@ def _record_twin(
     setup = load_setup(site, policy)
     start = EVENING + round(from_minute * MINUTE)
     load = DEMO.later(from_minute * 60.0)
-    plant = TwinRow(setup.site, setup.site.rows[0].path, seed=seed, start=start, load=load)
+    plant = plant_of(setup, seed=seed, start=start, load=load)
     header = header_of(setup, 1, start, "windrow record --twin")
     with Recorder(out, header) as recorder, progress("simulated minutes") as bar:
         task = bar.add_task("recording", total=minutes)

@@ -94,6 +94,7 @@ class EmbeddedHost:
         """Records the ledger has not taken yet, in order."""
         self._selection = Selection()
         self._started = False
+        self._owed: list[ReleaseAll] = []
         self._alarms: dict[str, str] = {}
 
     def run(self, until: Instant | None = None, stop: Callable[[], bool] = lambda: False) -> None:
@@ -119,10 +120,13 @@ class EmbeddedHost:
         commands: list[Command] = []
         for row in self.loop.due(now):
             beat = self.loop.beat(row, now)
-            commands.extend(self._may_go(beat, self._record(self._selection.of(beat), now)))
-            for event in beat.inputs:
-                if isinstance(event, ReleaseAll):
-                    self.loop.offer(self.agents.release(event.subject, now))
+            recorded = self._record(self._selection.of(beat), now)
+            commands.extend(self._may_go(beat, recorded))
+            self._owed.extend(event for event in beat.inputs if isinstance(event, ReleaseAll))
+            if recorded:  # giving back may loosen
+                for word in self._owed:
+                    self.loop.offer(self.agents.release(word.subject, now))
+                self._owed.clear()
             for observe in self.observers:
                 observe(beat)
         self.loop.offer(self.agents.step(commands, now))

@@ -161,10 +161,6 @@ def alerts(ledger: Ledger, since: Instant = 0) -> tuple[Alert, ...]:
 
 
 def _worst(phases: list[Emergency]) -> float | None:
-    # Too little is as bad as too much, by kind: coverage falls below its limit, power rises above it.
-    beyond = [
-        (abs(phase.value - (phase.limit or 0.0)), phase.value)
-        for phase in phases
-        if phase.value is not None and phase.phase != "cleared"
-    ]
-    return max(beyond)[1] if beyond else None
+    values = [phase.value for phase in phases if phase.value is not None and phase.phase != "cleared"]
+    too_little = phases[0].kind in ("telemetry_loss", "supply_loss")  # the others are too much
+    return (min if too_little else max)(values, default=None)

@@ -7,7 +7,7 @@ back to the samples never leaves the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from schemas.decisions import Decision
@@ -21,6 +21,11 @@ if TYPE_CHECKING:  # a beat is only read here: no need to load the whole loop wi
     from runtime.row_loop import Beat
 
 _ALWAYS = (Outcome, Pin, Unpin, ResetBlastRadius, ReleaseAll, Resume, DeadLetter, Emergency)
+
+
+def told_to_us(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Of these the ones that are always kept: what agents and people said, and what could not be read."""
+    return tuple(event for event in events if isinstance(event, _ALWAYS))
 
 
 def speaks(decision: Decision, before: Decision | None) -> bool:
@@ -42,7 +47,7 @@ def worth_keeping(
     `before` is the row's decision at the previous beat, None at the first. `earlier` are messages of
     beats before this one that the ledger does not have, by id: those that are cited come first.
     """
-    kept: list[Event] = [event for event in beat.inputs if isinstance(event, _ALWAYS)]
+    kept: list[Event] = list(told_to_us(beat.inputs))
     if beat.commands or beat.emergencies or speaks(beat.decision, before):
         cited = set(beat.rollup.cause)
         for event in (*beat.forecasts, *beat.emergencies, beat.decision):

@@ -12,9 +12,11 @@ import msgspec
 
 from runtime.ledger.store import Ledger
 from schemas.decisions import Decision
+from schemas.emergencies import Emergency
 from schemas.envelope import Event
 from schemas.instants import Instant
 from schemas.operators import Pin, ReleaseAll, Resume, Unpin
+from schemas.samples import UpsSample
 
 
 def covers(subject: str, path: str) -> bool:
@@ -44,6 +46,24 @@ def standing(ledger: Ledger, at: Instant) -> tuple[Event, ...]:
     }
     told = (*pins(ledger, at), *words.values())
     return tuple(sorted(told, key=lambda event: event.at))
+
+
+def last_troubles(ledger: Ledger, at: Instant) -> tuple[UpsSample, ...]:
+    """The samples behind UPS failovers that nobody has seen end: told again, so that the row is held
+    until its UPSes themselves say that they are well."""
+    open_: dict[str, Emergency] = {}
+    for event in ledger.of_type([Emergency], until=at):
+        assert isinstance(event, Emergency)
+        if event.kind == "failover" and event.phase != "cleared":
+            open_.setdefault(event.episode, event)
+        else:
+            open_.pop(event.episode, None)
+    samples = (ledger.get(cause) for emergency in open_.values() for cause in emergency.cause)
+    return tuple(
+        msgspec.structs.replace(sample, id="", at=at, cause=(sample.id,))
+        for sample in samples
+        if isinstance(sample, UpsSample)
+    )
 
 
 def last_decisions(ledger: Ledger, rows: Collection[str], at: Instant) -> tuple[Decision, ...]:

@@ -74,7 +74,7 @@ class AmbiguousId(LookupError):
 
 
 class Ledger:
-    """An open ledger. One process writes; any number may read. Use it in the thread that opened it.
+    """An open ledger. One process writes; any number may read. Calls must not overlap.
 
     `durable` waits for the disk at each append (a power cut loses nothing that was acted on);
     without it a crash of the process loses nothing, a crash of the machine may lose the last
@@ -88,7 +88,9 @@ class Ledger:
         self._untidy = 0
         self._lock: IO[str] | None = _only_writer(path)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE_S)
+            self._db = sqlite3.connect(
+                path, isolation_level=None, timeout=_PATIENCE_S, check_same_thread=False
+            )
         except sqlite3.Error as error:
             self._lock.close()
             raise LedgerUnwritable(f"{path}: {error}") from error

@@ -16,7 +16,7 @@ from collectors.recording import read_recording
 from controllers.policy import DEFAULT_POLICY
 from runtime.control_loop import ControlLoop
 from runtime.hosts.replay import as_recorded, is_input, on_the_grid
-from runtime.ledger.standing import last_decisions
+from runtime.ledger.standing import last_decisions, last_troubles
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.recorder import Recorder, header_of
 from runtime.row_loop import Beat, RowLoop
@@ -24,7 +24,7 @@ from schemas.commands import Brake, Command, LockClocks
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.instants import MINUTE, SECOND, Instant
-from schemas.operators import ReleaseAll
+from schemas.operators import Pin, ReleaseAll
 from schemas.outcomes import Lapsed, Refused, Verified
 from schemas.samples import FeedSample, GpuFrame, UpsSample
 from twin.workload import Burst, LoadProfile
@@ -43,17 +43,54 @@ TIGHT_W = 42_000.0
 """Eight DGX-A100 servers (52 kW nameplate) on this are oversubscribed by a quarter."""
 
 
+class Full(Memory):
+    """A ledger whose disk is full while `full` says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+
+    def append(self, events: Sequence[Event]) -> None:
+        if self.full:
+            raise LedgerUnwritable("ledger.sqlite: database or disk is full")
+        super().append(events)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, list[Beat]]:
     """Five minutes of a busy, oversubscribed row, run by the embedded host and recorded."""
     path = tmp_path_factory.mktemp("recording") / "row.jsonl.gz"
     setup = setup_of(row_text(8, budget_w=TIGHT_W), POLICY)
     beats: list[Beat] = []
+    ledger = Full()
     with Recorder(path, header_of(setup, 1, START, "a test")) as recorder:
-        rig = rig_of(setup, load=BUSY, observe=[beats.append, recorder.write])
+        rig = rig_of(setup, load=BUSY, ledger=ledger, observe=[beats.append, recorder.write])
         rig.plant.fail_gpu("lab1/row-a/r01/h01", 3, "lost")
+        rig.host.run(until=START + 4 * MINUTE)
+        # What else a row is told: a person's word, a ledger that is full, and a UPS between two beats.
+        pin = Pin(
+            at=rig.host.clock.now(),
+            source="operator",
+            subject="lab1/row-a/r02",
+            max_mhz=1200,
+            by="ada",
+            reason="hot aisle",
+            expires_at=START + 10 * MINUTE,
+        )
+        rig.host.loop.offer([pin])
+        ledger.full = True
+        rig.host.run(until=START + 250 * SECOND)
+        ledger.full = False
+        rig.host.run(until=START + 261 * SECOND)
+        rig.plant.advance(START + 262_500)
+        rig.host.loop.offer([ups(START + 262_500, on_battery=True)])
+        rig.host.turn(START + 262_500)
         rig.host.run(until=START + 5 * MINUTE)
     return path, beats
+
+
+def ups(at: Instant, *, on_battery: bool) -> UpsSample:
+    return UpsSample(at=at, source="collector/ups", subject="lab1/ups-1", power_w=4e4, on_battery=on_battery)
 
 
 def loop_of(path: pathlib.Path) -> ControlLoop:
@@ -65,8 +102,10 @@ def test_a_recorded_run_went_through_caps_and_back(recorded: tuple[pathlib.Path,
     """The claims below are about a run in which something happened."""
     _, beats = recorded
     modes = [mode for mode, _ in itertools.groupby(beat.decision.mode for beat in beats)]
-    assert {"U", "T1", "T2a", "T2b"} <= set(modes)
-    assert modes[-1] in ("U", "T1")
+    assert {"U", "T1", "T2a", "T2b", "B"} <= set(modes)
+    told = {type(event) for beat in beats for event in beat.inputs}
+    assert {Pin, Emergency, UpsSample, GpuFrame} <= told
+    assert any(beat.tick.at % POLICY.period_ms for beat in beats), "one beat did not wait for its turn"
     assert any(isinstance(event, Verified) for beat in beats for event in beat.inputs)
     assert any(fault for beat in beats for e in beat.inputs if isinstance(e, GpuFrame) for fault in e.faults)
 
@@ -146,19 +185,6 @@ def test_no_command_reaches_an_agent_before_the_ledger_has_it() -> None:
     assert ledger.unrecorded == []
 
 
-class Full(Memory):
-    """A ledger whose disk is full while `full` says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.full = False
-
-    def append(self, events: Sequence[Event]) -> None:
-        if self.full:
-            raise LedgerUnwritable("ledger.sqlite: database or disk is full")
-        super().append(events)
-
-
 def test_a_full_ledger_disk_stops_loosening_keeps_tightening_and_raises_an_alarm() -> None:
     ledger = Full()
     beats: list[Beat] = []
@@ -213,9 +239,7 @@ def test_a_ups_on_battery_brakes_the_row_without_waiting_for_the_next_beat() -> 
     rig.host.run(until=START + 61 * SECOND)
     told = rig.host.clock.now() + 500  # between two beats
     rig.plant.advance(told)
-    rig.host.loop.offer(
-        [UpsSample(at=told, source="collector/ups", subject="lab1/ups-1", power_w=4e4, on_battery=True)]
-    )
+    rig.host.loop.offer([ups(told, on_battery=True)])
     rig.host.turn(told)
     assert beats[-1].tick.at == told, "the row was beaten at once"
     assert beats[-1].decision.mode == "B"
@@ -296,12 +320,37 @@ def test_a_stranger_is_counted_and_steers_nothing() -> None:
     assert loop.beat("lab1/row-a", START).inputs == ()
 
 
-def test_a_clock_set_back_does_not_silence_the_row() -> None:
+@pytest.mark.parametrize("step_s", [-3, -30, -3600, 30, 3600])
+def test_a_row_is_held_although_its_hosts_clock_is_set(step_s: int) -> None:
+    """The clock steps in the middle of the rise: beats go on, and the row stays under its breaker."""
     setup = setup_of(row_text(8, budget_w=TIGHT_W), POLICY)
-    loop = ControlLoop(setup.site, POLICY, epoch=1)
-    loop.beat("lab1/row-a", START)
-    assert loop.due(START + 100) == ()
-    assert loop.due(START - 3_600 * SECOND) == ("lab1/row-a",)
+    beats: list[Beat] = []
+    rig = rig_of(setup, load=BUSY, observe=[beats.append])
+    rig.host.run(until=START + 80 * SECOND)
+    plant, told = rig.plant, rig.host.clock
+
+    class Stepped:
+        """The same time, told as the clock that was set tells it."""
+
+        def now(self) -> Instant:
+            return told.now() + step_s * SECOND
+
+        def monotonic(self) -> float:
+            return told.monotonic()
+
+        def sleep_until(self, at: Instant) -> None:
+            told.sleep_until(at - step_s * SECOND)
+
+    rig.host.clock = Stepped()
+    mark = len(beats)
+    rig.host.run(until=START + (180 + step_s) * SECOND)
+    after = beats[mark:]
+    assert len(after) >= 45, "the row was beaten on"
+    assert any(beat.decision.mode in ("T2a", "T2b", "B") for beat in after)
+    known = [beat for beat in after if not beat.decision.refusal]
+    assert len(known) > len(after) / 2, "and was not blind for the length of the step"
+    assert not plant.tripped
+    assert plant.statistics().over_budget_s <= 6
 
 
 def test_a_release_gives_an_oversubscribed_row_to_its_safe_shares_and_stops_commanding_it() -> None:
@@ -342,6 +391,47 @@ def test_a_restarted_controller_goes_on_from_the_mode_it_left(tmp_path: pathlib.
     asked = {c.max_mhz for c in first.commands if isinstance(c, LockClocks | Brake)}
     assert asked <= {setting.max_mhz for setting in left.desired}
     assert all(is_input(event) for event in first.inputs), "and a recording of it replays"
+
+
+def test_a_failover_that_a_restart_interrupts_still_holds_the_brake(tmp_path: pathlib.Path) -> None:
+    setup = setup_of(row_text(8, budget_w=60_000.0), POLICY)
+    with Ledger(tmp_path / "ledger.sqlite", durable=False) as ledger:
+        rig = rig_of(setup, load=BUSY, ledger=ledger)
+        rig.host.run(until=START + 60 * SECOND)
+        rig.plant.fail_ups()
+        rig.host.run(until=START + 70 * SECOND)
+        now = rig.host.clock.now()
+        loop = ControlLoop(setup.site, POLICY, epoch=2)
+        loop.offer([*last_troubles(ledger, now), *last_decisions(ledger, loop.loops, now)])
+        beat = loop.beat("lab1/row-a", now)
+    assert beat.decision.mode == "B"
+    assert [(e.kind, e.phase) for e in beat.emergencies] == [("failover", "raised")]
+    assert all(isinstance(command, Brake) for command in beat.commands)
+
+
+def test_a_release_waits_for_the_ledger_to_take_it() -> None:
+    """Giving back may loosen, and nothing loosens unrecorded."""
+    setup = setup_of(row_text(8, budget_w=60_000.0), POLICY)
+    ledger = Full()
+    rig = rig_of(setup, ledger=ledger)
+    rig.host.run(until=START + 10 * SECOND)
+    released: list[str] = []
+    release = rig.host.agents.release
+
+    def watched(subject: str, now: Instant) -> Sequence[Event]:
+        released.append(subject)
+        return release(subject, now)
+
+    rig.host.agents.release = watched  # type: ignore[method-assign]
+    ledger.full = True
+    word = ReleaseAll(at=rig.host.clock.now(), source="operator", subject="lab1", by="ada", reason="drill")
+    rig.host.loop.offer([word])
+    rig.host.run(until=START + 20 * SECOND)
+    assert released == []
+    ledger.full = False
+    rig.host.run(until=START + 30 * SECOND)
+    assert released == ["lab1"]
+    assert word in ledger.events
 
 
 def test_the_ledger_of_a_run_is_whole(tmp_path: pathlib.Path) -> None:

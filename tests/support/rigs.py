@@ -11,12 +11,11 @@ from controllers.policy import DEFAULT_POLICY, CappingPolicy
 from runtime.config import Setup
 from runtime.hosts.embedded import Records
 from runtime.row_loop import Beat
-from runtime.wiring import TwinRig, on_twin
+from runtime.wiring import TwinRig, on_twin, plant_of
 from schemas.envelope import Event
 from schemas.instants import Instant, from_text
 from schemas.shares import safe_shares
 from schemas.site_file import read_site
-from twin.row import TwinRow
 from twin.workload import LoadProfile
 
 START: Instant = from_text("2026-03-01T18:00:00Z")
@@ -99,7 +98,7 @@ def rig_of(
     observe: Iterable[Callable[[Beat], None]] = (),
 ) -> TwinRig:
     """The setup's first row on the twin, at START."""
-    plant = TwinRow(setup.site, setup.site.rows[0].path, seed=seed, start=START, load=load)
+    plant = plant_of(setup, seed=seed, start=START, load=load)
     return on_twin(plant, setup, ledger=ledger or Memory(), state_dir=state_dir, observe=observe)
 
 
