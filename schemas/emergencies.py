@@ -14,7 +14,7 @@ EmergencyKind: TypeAlias = Literal[
     "failover",  # a UPS on battery or lost: its share falls on the others within seconds
     "overtemperature",
     "cooling_loss",
-    "supply_loss",  # a wind farm's power falls away
+    "supply_loss",  # a feed's breaker is open, or a wind farm's power falls away
     "telemetry_loss",  # too little is known of a domain
     "ledger_loss",  # the ledger cannot be written
 ]
