@@ -56,7 +56,10 @@ class QualityRules(msgspec.Struct, frozen=True, kw_only=True):
     `loaded_ratio` of idle power is where a board counts as at work. `set_back_ms` is how long a source
     must be only late, at the pace of the clock, to be taken at its new word.
     `contradiction_ratio`: a meter below this share of what is measured inside the row lies; a GPU's
-    power sensor has a fixed gain error of up to 5 % (secondary).
+    power sensor has a fixed gain error of up to 5 % (secondary). `meter_doubt_ratio`: nor is a meter
+    believed below this share of the sum of hosts, which models what is not GPU: 5 % of gain error and
+    an eighth of error in the modelled half of a server make 12 %. `meter_doubt_ticks` in a row must
+    say so, and as many the contrary: meter and hosts are not read at one instant.
     `coverage_ratio`: below it a row is unknown; more than 20 % missing makes a domain invalid
     (recalled, from Meta's Dynamo).
     """
@@ -75,6 +78,8 @@ class QualityRules(msgspec.Struct, frozen=True, kw_only=True):
     loaded_ratio: float = 2.0
     set_back_ms: Span = 6_000
     contradiction_ratio: float = 0.95
+    meter_doubt_ratio: float = 0.88
+    meter_doubt_ticks: int = 3
     coverage_ratio: float = 0.8
 
 
@@ -178,6 +183,14 @@ class SourceClocks:
                     self._late[source] = (last, now, last)
         return taken
 
+    def rewind(self, now: Instant, rules: QualityRules) -> None:
+        """The ticks' clock was set back to `now`: what a source said that is yet to come no longer
+        makes its next word a late one."""
+        self._late.clear()
+        for source, seen in enumerate(self.seen):
+            if seen + self._shift[source] > now + rules.future_ms:
+                self.seen[source], self._shift[source] = NEVER, 0
+
 
 class Stillness:
     """Which devices repeat one value to the last bit while a witness says that it must move.
@@ -222,6 +235,11 @@ class Stillness:
         self.low[:, pick] = np.where(going, np.where(known, np.fmin(old_low, low), low), old_low)
         self.high[:, pick] = np.where(going, np.where(known, np.fmax(old_high, high), high), old_high)
         self._sworn[pick] = np.where(going, since, sworn)
+
+    def rewind(self, step: Span) -> None:
+        """The ticks' clock was moved by `step`: the runs go on."""
+        for since in (self.since, self._sworn):
+            since[since != NEVER] += step
 
     def stuck(self, at: IntArray, moves: FloatArray | float, rules: QualityRules) -> BoolArray:
         """Devices last read at `at` with a run long enough, in samples and in time, over which a

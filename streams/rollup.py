@@ -14,13 +14,16 @@ hosts by GPUs. So the cost of a message is small and where a stream is cut canno
   missing board counts at its highest limit, the modelled rest at its maximum, a missing host at its
   nameplate.
 - The row is the sum of its meters where all are trusted, else of its hosts. Meters that sum to less
-  than what is measured inside the row are withheld, so the larger of the two is used. With too few
+  than what is measured inside the row are withheld, and so are those that stay well below the sum
+  of hosts (`meter_doubt_ratio`), until they have agreed with it again for as long. With too few
   hosts known and no meters, the row is unknown: no number stands in.
+- Every tick is answered, in the order of arrival. After the ticks' clock was set back, what was read
+  at a time yet to come is unknown until it is read again.
 
 Verdicts ``lost``, ``impossible``, ``stuck``, ``stale`` and ``contradicted`` count devices (boards,
 wall readings, meters) at this tick, ``silent`` hosts that were never heard of, ``unplaced`` boards
-beyond those a host is said to have; ``repeated``, ``late``, ``future`` and ``set_back`` count
-messages and clocks since the last tick.
+beyond those a host is said to have, ``opened`` meters behind an open breaker; ``repeated``, ``late``,
+``future`` and ``set_back`` count messages and clocks since the last tick.
 """
 
 from __future__ import annotations
@@ -40,7 +43,6 @@ from streams.quality import (
     LEAST_W,
     NEVER,
     BoolArray,
-    InOrder,
     IntArray,
     Pick,
     QualityRules,
@@ -75,11 +77,13 @@ class RollupState:
         "gpu_w",
         "meter_at",
         "meter_clocks",
+        "meter_denied",
+        "meter_doubts",
         "meter_ids",
         "meter_still",
         "meter_w",
         "meters",
-        "ticks",
+        "tick_at",
         "wall_at",
         "wall_clocks",
         "wall_ids",
@@ -89,7 +93,7 @@ class RollupState:
     )
 
     def __init__(self, hosts: int, gpus: int, meters: int, boards: list[tuple[str, ...]]) -> None:
-        self.ticks = InOrder()
+        self.tick_at: Instant = NEVER
         self.counts: dict[str, int] = {}
         self.boards = boards
         self.board_clocks = SourceClocks(hosts)
@@ -112,6 +116,8 @@ class RollupState:
         self.meter_w: FloatArray = np.full(meters, np.nan)
         self.meter_at: IntArray = np.full(meters, NEVER, np.int64)
         self.meter_still = Stillness((meters,), 1)
+        self.meter_denied = False  # whether the meters are withheld for what the hosts sum to,
+        self.meter_doubts = 0  # and ticks in a row that say the contrary
 
     def count(self, verdict: str, n: int = 1) -> None:
         """Add to a verdict's count; nothing is said of verdicts that nothing met."""
@@ -188,11 +194,7 @@ class Rollup:
                         del frames[0]
                     frames.append(event)  # type: ignore[arg-type]
             elif isinstance(event, Tick):
-                before = state.ticks.at
-                if event.subject == self._row.path and state.ticks.take(event.at):
-                    if event.at < before:  # the loop's clock was set back: nothing is newer than now
-                        for at in (state.gpu_at, state.wall_at, state.meter_at, state.frame_at):
-                            np.minimum(at, event.at, out=at)
+                if event.subject == self._row.path:
                     out.append(self._roll(state, event.at))
             elif isinstance(event, RackSample):
                 self._take_walls(state, event)
@@ -368,6 +370,8 @@ class Rollup:
                 state.count("future")
             watts = sample.power_w
             opened = watts == 0.0 and sample.breaker_closed is False  # the one honest zero
+            if sample.breaker_closed is False:
+                state.count("opened")
             if watts is None:
                 state.count("lost")
                 continue
@@ -385,6 +389,9 @@ class Rollup:
 
     def _roll(self, state: RollupState, now: Instant) -> PowerRollup:
         rules, row = self._rules, self._row
+        set_back = now < state.tick_at
+        if set_back:
+            self._rewind(state, now)
         self._fold_frames(state, now)
         self._fold_walls(state, now)
         state.count("set_back", state.board_clocks.settle(now, rules) + state.wall_clocks.settle(now, rules)
@@ -416,13 +423,17 @@ class Rollup:
 
         # The row: its meters where they can be believed, else its hosts.
         self._fold_meters(state, now, summed_w)
-        metered_w = self._metered_w(state, now, floor_w)
+        metered_w = self._metered_w(state, now, floor_w, summed_w)
+        if set_back:  # only now: what came since the last tick is news by the clock it was taken in by
+            for clocks in (state.board_clocks, state.wall_clocks, state.meter_clocks):
+                clocks.rewind(now, rules)
+        state.tick_at = now
         boards_at = np.where(trusted, state.gpu_at, now).min(axis=1, initial=now)
         hosts_at = np.where(by_wall, state.wall_at, boards_at)
         power_w: Reading
         known_at: Instant | None
         if metered_w is not None:
-            basis, power_w, upper_w = "meter", metered_w, max(metered_w, floor_w)
+            basis, power_w, upper_w = "meter", metered_w, max(metered_w, floor_w, summed_w or 0.0)
             coverage, known_at = 1.0, int(state.meter_at.min())
             cause = tuple(state.meter_ids)
         else:
@@ -452,6 +463,14 @@ class Rollup:
             hosts_known=int((share == 1.0).sum()),
             hosts_total=len(self._hosts),
         )
+
+    def _rewind(self, state: RollupState, now: Instant) -> None:
+        """The ticks' clock was set back: readings of a time yet to come are of no known age."""
+        for at in (state.gpu_at, state.wall_at, state.meter_at, state.frame_at):
+            at[at > now + self._rules.future_ms] = NEVER
+            np.minimum(at, now, out=at)
+        for still in (state.board_still, state.wall_still, state.meter_still):
+            still.rewind(now - state.tick_at)
 
     def _believed(
         self, state: RollupState, at: IntArray, still: Stillness, oldest: Instant, moves: FloatArray | float
@@ -491,7 +510,7 @@ class Rollup:
         alike: FloatArray = self._rated_w * ratio[self._kind]
         return alike
 
-    def _metered_w(self, state: RollupState, now: Instant, floor_w: float) -> Reading:
+    def _metered_w(self, state: RollupState, now: Instant, floor_w: float, summed_w: Reading) -> Reading:
         """The sum of the row's meters, unknown unless each is trusted and their sum is possible."""
         rules = self._rules
         if not self._meters:
@@ -501,7 +520,12 @@ class Rollup:
         if not self._believed(state, state.meter_at, state.meter_still, oldest, moves).all():
             return None
         metered_w = float(state.meter_w.sum())
-        if metered_w < rules.contradiction_ratio * floor_w or metered_w < LEAST_W:
+        if summed_w is not None:  # without a sum to compare with, what was last said of the meters stands
+            low = metered_w < rules.meter_doubt_ratio * summed_w
+            state.meter_doubts = state.meter_doubts + 1 if low != state.meter_denied else 0
+            if state.meter_doubts >= rules.meter_doubt_ticks:
+                state.meter_denied, state.meter_doubts = low, 0
+        if state.meter_denied or metered_w < rules.contradiction_ratio * floor_w or metered_w < LEAST_W:
             state.count("contradicted", len(self._meters))
             return None
         return metered_w

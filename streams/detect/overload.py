@@ -1,12 +1,15 @@
-"""A row's emergencies of power: too much of it, a UPS that fails over, and not knowing.
+"""A row's emergencies of power: too much of it, a UPS that fails over, a feed cut off, and not knowing.
 
 overload        the row draws more than its budget
 failover        a UPS that feeds the row is on battery or unhealthy, or carries more than its rating
                 (another's share fell on it): the deadline until it gives up is ~10 s, so it is
                 raised on the sample itself, whatever the row draws
+supply_loss     a feed of the row says that its breaker is open: what it carried falls on the others
 telemetry_loss  the row's power has been unknown for longer than the staleness budget
 
-Each has a life of its own under one episode id. What is unknown clears nothing.
+Each has a life of its own under one episode id. What is unknown clears nothing. A sample that tells of
+trouble counts whatever its time says: only that all is well must be newer than what came before.
+Rollups count in the order in which they come, since the clock that dates them may be set.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ import msgspec
 from schemas.emergencies import Emergency, EmergencyKind, Phase
 from schemas.envelope import Event
 from schemas.instants import SECOND, Instant, Span
-from schemas.samples import PowerRollup, UpsSample
+from schemas.samples import FeedSample, PowerRollup, UpsSample
 from schemas.topology import Row
 from schemas.units import Reading
 from streams.detect.hysteresis import Band, Hysteresis
-from streams.quality import InOrder
+from streams.quality import NEVER, InOrder
 
 
 class OverloadLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,22 +62,33 @@ class _Ups:
         self.well_since: Instant | None = None
 
 
+class _Feed:
+    """One feed: its episode, and how far it was heard."""
+
+    __slots__ = ("episode", "heard")
+
+    def __init__(self) -> None:
+        self.heard = InOrder()
+        self.episode = ""
+
+
 class OverloadState:
     """The troubles of one row and what they wait for."""
 
     __slots__ = (
+        "feeds",
         "known_at",
         "known_run",
         "loss",
         "loss_phase",
         "overload",
         "overload_level",
-        "rollups",
+        "rolled_at",
         "upses",
     )
 
     def __init__(self) -> None:
-        self.rollups = InOrder()
+        self.rolled_at: Instant = NEVER
         self.overload = ""  # episodes: empty when there is none
         self.overload_level = Hysteresis()
         self.loss = ""
@@ -82,14 +96,15 @@ class OverloadState:
         self.known_at: Instant | None = None  # or when listening began
         self.known_run = 0
         self.upses: dict[str, _Ups] = {}
+        self.feeds: dict[str, _Feed] = {}
 
 
 class OverloadDetector:
-    """PowerRollup and UpsSample in, Emergency out; others pass unread.
+    """PowerRollup, UpsSample and FeedSample in, Emergency out; others pass unread.
 
-    The subject of every emergency is the row; which UPS failed stands in `because` and `source`. A
-    row whose racks and meters name feeds listens to the UPSes above them, another to any UPS of its
-    site.
+    The subject of every emergency is the row; which UPS or feed failed stands in `because` and
+    `source`. A row whose racks and meters name feeds listens to the UPSes above them, another to any
+    UPS of its site.
     """
 
     def __init__(self, row: Row, limits: OverloadLimits | None = None) -> None:
@@ -103,8 +118,8 @@ class OverloadDetector:
             hold_ms=limits.clear_ms,
             gap_ms=limits.gap_ms,
         )
-        fed_by = {feed for rack in row.racks for feed in rack.feeds} | set(row.meters)
-        self._upses = {"/".join(path.split("/")[:2]) for path in fed_by}
+        self._feeds = {feed for rack in row.racks for feed in rack.feeds} | set(row.meters)
+        self._upses = {"/".join(path.split("/")[:2]) for path in self._feeds}
 
     def key(self, event: Event) -> str:
         """The row."""
@@ -119,11 +134,20 @@ class OverloadDetector:
         out: list[Emergency] = []
         for event in events:
             if isinstance(event, PowerRollup):
-                if event.subject == self._row.path and state.rollups.take(event.at):
+                if event.subject == self._row.path and event.at != state.rolled_at:
+                    state.rolled_at = event.at
                     self._take_rollup(state, event, out)
             elif isinstance(event, UpsSample) and self._listens_to(event.subject):
                 self._take_ups(state, event, out)
+            elif isinstance(event, FeedSample) and event.subject in self._feeds:
+                self._take_feed(state, event, out)
         return state, out
+
+    def _dated(self, state: OverloadState, event: Event) -> Instant:
+        """When a sample was taken: hardly after the next rollup, whatever its own clock says."""
+        if state.rolled_at == NEVER:
+            return event.at
+        return min(event.at, state.rolled_at + self._limits.gap_ms)
 
     # -- overload ---------------------------------------------------------------------------------
 
@@ -188,33 +212,52 @@ class OverloadDetector:
         ups = state.upses.get(sample.subject)
         if ups is None:
             ups = state.upses[sample.subject] = _Ups()
-        before = ups.heard.at
+        before, at = ups.heard.at, self._dated(state, sample)
         limits, load = self._limits, sample.load_ratio
         wrong = {words for words, holds in _wrong(sample).items() if holds}
-        # Of two that speak of one instant (two meters on a UPS), the one that tells of trouble counts.
-        if not (ups.heard.take(sample.at) or (wrong and sample.at == before)):
-            return
+        news = ups.heard.take(at)
         if wrong:
             ups.well_since = None
             ups.wrong |= wrong
             if not ups.episode:
                 because = f"{sample.subject} is {' and '.join(sorted(wrong))}"
-                said = self._say(sample, "failover", "raised", because, "", load, 1.0)
+                said = self._say(sample, "failover", "raised", because, "", load, 1.0, at)
                 ups.episode = said.episode
                 out.append(said)
-        elif ups.episode:
+        elif ups.episode and news:
             # Well is what it says of each thing that was wrong, not what it leaves out.
             right = _wrong(sample)
             if any(right[words] is None for words in ups.wrong):
                 ups.well_since = None
                 return
-            if ups.well_since is None or sample.at - before > limits.failover_clear_ms:
-                ups.well_since = sample.at
-            if sample.at - ups.well_since >= limits.failover_clear_ms:
+            if ups.well_since is None or not 0 <= at - before <= limits.failover_clear_ms:
+                ups.well_since = at
+            if at - ups.well_since >= limits.failover_clear_ms:
                 held_s = limits.failover_clear_ms / SECOND
                 because = f"{sample.subject} is no longer {' or '.join(sorted(ups.wrong))}, for {held_s:g} s"
-                out.append(self._say(sample, "failover", "cleared", because, ups.episode, load, 1.0))
+                out.append(self._say(sample, "failover", "cleared", because, ups.episode, load, 1.0, at))
                 ups.episode, ups.wrong, ups.well_since = "", set(), None
+
+    # -- supply loss ------------------------------------------------------------------------------
+
+    def _take_feed(self, state: OverloadState, sample: FeedSample, out: list[Emergency]) -> None:
+        if sample.breaker_closed is None:
+            return
+        feed = state.feeds.get(sample.subject)
+        if feed is None:
+            feed = state.feeds[sample.subject] = _Feed()
+        at = self._dated(state, sample)
+        news = feed.heard.take(at)
+        phase: Phase
+        if not sample.breaker_closed and not feed.episode:
+            phase, because = "raised", f"{sample.subject} says that its breaker is open"
+        elif sample.breaker_closed and feed.episode and news:
+            phase, because = "cleared", f"{sample.subject} says that its breaker is closed again"
+        else:
+            return
+        said = self._say(sample, "supply_loss", phase, because, feed.episode, sample.power_w, None, at)
+        feed.episode = "" if phase == "cleared" else said.episode
+        out.append(said)
 
     def _say(
         self,
@@ -225,10 +268,11 @@ class OverloadDetector:
         episode: str,
         value: Reading,
         limit: Reading,
+        at: Instant | None = None,
     ) -> Emergency:
-        place = event.subject if kind == "failover" else self._row.path
+        place = event.subject  # the row, or the UPS or feed in trouble
         return Emergency(
-            at=event.at,
+            at=event.at if at is None else at,
             source=f"streams/detect/overload/{place}",
             subject=self._row.path,
             cause=(event.id,),

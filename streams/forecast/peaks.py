@@ -12,8 +12,9 @@ Both are judged when their longest horizon has passed (`scoring`). The baseline 
 model has proved itself on this row, and again whenever it does worse; `fallback` says why.
 
 Horizons are counted in ticks of `period_ms`. A rollup that is unknown, or comes at another time than
-the next tick, ends the run of history: nothing is interpolated, no outcome spans a gap, and nothing is
-forecast from an unknown level. What was learned of rises before the gap is kept.
+the next tick (also an earlier one: a clock was set back), ends the run of history: nothing is
+interpolated, no outcome spans a gap, and nothing is forecast from an unknown level. What was learned
+of rises before the gap is kept.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import numpy as np
 
 from schemas.envelope import Event
 from schemas.forecasts import ForecastScore, PeakForecast
-from schemas.instants import SECOND, Span
+from schemas.instants import SECOND, Instant, Span
 from schemas.samples import PowerRollup
 from schemas.units import FloatArray
 from streams.forecast.fitted import PEAKS
 from streams.forecast.learned import HISTORY, PeakModel, features
 from streams.forecast.scoring import Scores, Trust, TrustRules
 from streams.forecast.trailing import Trailing
-from streams.quality import InOrder
+from streams.quality import NEVER
 
 HORIZONS_S = (2.0, 10.0, 40.0)
 QUANTILES = (0.5, 0.9, 0.99)
@@ -63,11 +64,20 @@ class _Issued:
 class PeakState:
     """The run of powers, what was forecast over it, and what was learned of rises and residuals."""
 
-    __slots__ = ("issued", "powers_w", "residuals_w", "rises_w", "rollups", "scores", "trust", "unpublished")
+    __slots__ = (
+        "issued",
+        "powers_w",
+        "residuals_w",
+        "rises_w",
+        "rolled_at",
+        "scores",
+        "trust",
+        "unpublished",
+    )
 
     def __init__(self, longest: int, models: int, rules: TrustRules) -> None:
         shape = (len(HORIZONS_S), len(QUANTILES))
-        self.rollups = InOrder()
+        self.rolled_at: Instant = NEVER
         self.powers_w: list[float] = []
         self.issued: deque[_Issued] = deque(maxlen=longest)
         self.rises_w = [Trailing(_HISTORY_TICKS) for _ in HORIZONS_S]
@@ -126,8 +136,8 @@ class PeakForecaster:
         for event in events:
             if not isinstance(event, PowerRollup) or event.subject != self._row_path:
                 continue
-            before = state.rollups.at
-            if not state.rollups.take(event.at):
+            before, state.rolled_at = state.rolled_at, event.at
+            if event.at == before:
                 continue
             on_beat = abs(event.at - before - self._period_ms) <= self._period_ms // 2
             if event.power_w is None or not on_beat:

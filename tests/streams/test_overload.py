@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folds import fold
-from support.rows import ROW, T0, make_row
+from support.rows import FEEDS, ROW, T0, feed, make_row
 
 from schemas.emergencies import Emergency
 from schemas.envelope import Event
@@ -157,12 +158,68 @@ def test_a_row_that_names_no_feeds_listens_to_its_site() -> None:
     assert fold(detector, [ups(T0, subject="fra2/ups-9", on_battery=True)])[0] == []
 
 
-def test_repeated_and_late_messages_say_nothing_new() -> None:
+def test_repeated_messages_say_nothing_new() -> None:
     events = at_shares(1.02, 1.03, 0.9)
-    assert told([*events[:2], events[0], events[1], events[2]]) == told(events)
+    assert told([events[0], *events[:2], events[1], events[2]]) == told(events)
     assert told([ups(T0 + 1, on_battery=True), ups(T0, on_battery=False), ups(T0 + 1, on_battery=True)]) == [
         ("failover", "raised", 0)
     ]
+
+
+def test_an_overload_is_heard_though_the_clock_was_set_back() -> None:
+    back = T0 - 3_600_000
+    events = [*at_shares(0.5, 0.5), rollup(back, 1.02 * BUDGET_W), rollup(back + 2000, 1.06 * BUDGET_W)]
+    assert [(e.kind, e.phase, e.at) for e in emergencies(list(events))] == [
+        ("overload", "raised", back),
+        ("overload", "escalated", back + 2000),
+    ]
+
+
+@pytest.mark.parametrize("ahead_s", [5, 30, 55, 3600, 10**9])
+def test_a_ups_on_battery_is_heard_at_once_after_a_sample_dated_ahead(ahead_s: int) -> None:
+    ahead, failing = ups(T0 + ahead_s * 1000, on_battery=False), ups(T0 + 2000, on_battery=True)
+    (said,) = emergencies([rollup(T0, 0.5 * BUDGET_W), ahead, failing])
+    assert (said.kind, said.phase, said.at, said.cause) == ("failover", "raised", T0 + 2000, (failing.id,))
+
+
+def test_what_a_ups_says_from_the_future_is_dated_now() -> None:
+    (said,) = emergencies([rollup(T0, 0.5 * BUDGET_W), ups(T0 + 3_600_000, on_battery=True)])
+    assert T0 <= said.at <= T0 + 5000
+
+
+def test_a_failover_ends_though_one_of_its_samples_was_dated_ahead() -> None:
+    events: list[Event] = []
+    for i in range(12):
+        ahead_ms = 3_600_000 if i == 0 else 0
+        events += [ups(T0 + i * 2000 + ahead_ms, on_battery=i == 0), rollup(T0 + i * 2000, 0.5 * BUDGET_W)]
+    events.insert(0, rollup(T0 - 2000, 0.5 * BUDGET_W))
+    assert [phase for _, phase, _ in told(events)] == ["raised", "cleared"]
+
+
+def test_word_from_before_the_trouble_that_all_is_well_ends_nothing() -> None:
+    late: list[Event] = [ups(T0 - 30_000 + 2000 * i, on_battery=False) for i in range(14)]
+    assert told([ups(T0, on_battery=True), *late]) == [("failover", "raised", 0)]
+
+
+def test_a_feed_whose_breaker_opens_is_a_loss_of_supply_until_it_is_closed() -> None:
+    a, b = FEEDS
+    said = emergencies([
+        feed(a, T0, 9_000.0, breaker_closed=True),
+        feed(a, T0 + 60_000, 9_000.0, breaker_closed=True),  # one sample dated ahead
+        feed(a, T0 + 2000, 0.0, breaker_closed=False),
+        feed(a, T0 + 4000, 0.0, breaker_closed=False),
+        feed(b, T0 + 4000, 18_000.0, breaker_closed=True),
+        feed(a, T0 + 6000, None),
+        feed("ams1/ups-9/pdu-1/feed-z", T0 + 6000, 0.0, breaker_closed=False),
+        feed(a, T0 + 62_000, 9_000.0, breaker_closed=True),
+    ])  # fmt: skip
+    assert [(e.kind, e.phase, e.at - T0) for e in said] == [
+        ("supply_loss", "raised", 2000),
+        ("supply_loss", "cleared", 62_000),
+    ]
+    assert said[0].because == f"{a} says that its breaker is open"
+    assert said[0].source.endswith(a)
+    assert (said[0].episode, said[0].subject) == (said[1].episode, ROW)
 
 
 shares = st.lists(st.one_of(st.none(), st.floats(0.5, 1.2)), max_size=60)

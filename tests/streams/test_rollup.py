@@ -183,7 +183,7 @@ def test_zero_watts_behind_an_open_breaker_is_a_reading() -> None:
     row = make_row(4, meters=(METER, OTHER_METER))
     meters = [feed(METER, T0, 0.0, breaker_closed=False), feed(OTHER_METER, T0, 9_000.0)]
     (rolled,) = rollups(row, [*meters, tick(T0)])
-    assert (rolled.basis, rolled.power_w) == ("meter", 9_000.0)
+    assert (rolled.basis, rolled.power_w, rolled.verdicts["opened"]) == ("meter", 9_000.0, 1)
 
 
 def test_a_faulty_board_is_lost_though_it_shows_a_number() -> None:
@@ -233,6 +233,43 @@ def test_a_meter_that_repeats_itself_while_the_row_moves_is_stuck() -> None:
         events += [*everyone(row, at, 200 + 100 * math.sin(s / 5)), feed(METER, at, 20_000.0), tick(at)]
     rolled = rollups(row, events)[-1]
     assert (rolled.basis, rolled.verdicts) == ("sum", {"stuck": 1})
+
+
+def with_meter(row: Row, share_of_sum: list[float | None]) -> list[PowerRollup]:
+    """What is said while the meter reads these shares of the sum of hosts, a tick each; None: no frames."""
+    summed_w, events = 4 * row.hosts[0].wall_w(8 * 300.0), list[Event]()
+    for i, share in enumerate(share_of_sum):
+        at = T0 + i * 2 * SECOND
+        frames = [] if share is None else everyone(row, at, 300.0 + i * 1e-4)
+        events += [*frames, feed(METER, at, summed_w * (share or 0.8) + i * 1e-3), tick(at)]
+    return rollups(row, events)
+
+
+def test_a_meter_that_reads_a_fifth_low_is_not_believed_beside_hosts_that_know_better() -> None:
+    row = make_row(4, meters=(METER,))
+    summed_w = 4 * row.hosts[0].wall_w(8 * 300.0)
+    said = with_meter(row, [1.0, *[0.8] * 5])
+    assert [rolled.basis for rolled in said] == ["meter"] * 3 + ["sum"] * 3, "the third tick in a row"
+    assert all(rolled.power_w == pytest.approx(summed_w, rel=1e-4) for rolled in said[3:])
+    assert all(rolled.upper_w >= summed_w for rolled in said), "from the first tick on"
+    assert [rolled.verdicts.get("contradicted", 0) for rolled in said] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_meter_within_what_the_model_of_a_server_may_err_is_believed() -> None:
+    row = make_row(4, meters=(METER,))
+    shares = [0.89, 1.3, *[0.89] * 10, 0.8, 0.8, 1.0, 0.8, 0.8, 1.0]
+    assert {rolled.basis for rolled in with_meter(row, shares)} == {"meter"}
+
+
+def test_a_contradicted_meter_is_believed_again_once_it_has_agreed_for_as_long() -> None:
+    row = make_row(4, meters=(METER,))
+    said = with_meter(row, [*[0.8] * 4, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0])
+    assert [rolled.basis for rolled in said] == ["meter"] * 2 + ["sum"] * 7 + ["meter"]
+
+
+def test_a_contradicted_meter_does_not_return_because_the_hosts_fall_silent() -> None:
+    row = make_row(4, meters=(METER,))
+    assert [r.basis for r in with_meter(row, [*[0.8] * 4, *[None] * 5])][-2:] == ["unknown"] * 2
 
 
 # -- what is not known ------------------------------------------------------------------------------
@@ -323,11 +360,11 @@ def test_a_clock_that_runs_ahead_counts_as_read_at_the_tick() -> None:
 def test_repeated_and_late_frames_change_nothing_but_their_count() -> None:
     row = make_row(2)
     events = steady(row, 20)
-    again = [*events[:-1], *events[:9], events[-1]]
+    again = [*events[:-1], *events[:4], *events[5:9], events[-1]]
     plain, noisy = rollups(row, events), rollups(row, again)
     assert noisy[:-1] == plain[:-1]
     assert noisy[-1].power_w == plain[-1].power_w
-    assert noisy[-1].verdicts == {"late": 8}, "eight frames; the tick among them is not news either"
+    assert noisy[-1].verdicts == {"late": 8}, "eight frames"
 
 
 def test_a_host_whose_clock_is_set_back_for_good_is_known_again_within_ten_seconds() -> None:
@@ -363,20 +400,43 @@ def test_one_frame_from_the_far_future_does_not_silence_its_host() -> None:
     assert unknown == [T0 + 10 * SECOND, T0 + 12 * SECOND], "late at the pace of time for 6 s is believed"
 
 
-def test_a_tick_of_another_row_or_told_twice_sums_nothing() -> None:
+def test_every_tick_of_the_row_is_answered_once_and_no_other() -> None:
     row = make_row(1)
     other = Tick(at=T0 + 1, source="loop", subject="ams1/row-b")
-    assert len(rollups(row, [*everyone(row, T0), tick(T0), tick(T0), other, tick(T0 - 1)])) == 1
+    events = [*everyone(row, T0), tick(T0), tick(T0), other, tick(T0 - 1), tick(T0 - 3_600_000)]
+    assert [rolled.at - T0 for rolled in rollups(row, events)] == [0, 0, -1, -3_600_000]
 
 
-def test_when_the_loops_own_clock_is_set_back_old_readings_do_not_stay_fresh() -> None:
+def test_when_the_loops_own_clock_is_set_back_readings_of_the_future_are_unknown() -> None:
     row = make_row(1)
     back = T0 - 3_600_000
-    events = [*steady(row, 10), *(tick(back + s * 2 * SECOND) for s in range(8))]
-    after = rollups(row, events)[5:]
-    assert after[0].at == back + 4 * SECOND, "the third tick in a row is believed"
-    assert after[0].known_at == back + 4 * SECOND
-    assert after[-1].power_w is None
+    after = rollups(row, [*steady(row, 10), *(tick(back + s * 2 * SECOND) for s in range(8))])[5:]
+    assert [rolled.power_w for rolled in after] == [None] * 8
+
+
+@pytest.mark.parametrize("step_ms", [-3_600_000, -30_000, -3_000, 3_600_000])
+def test_when_all_clocks_of_a_row_are_set_it_is_known_again_within_two_ticks(step_ms: int) -> None:
+    row = make_row(2, meters=(METER,))
+    events: list[Event] = []
+    for s in range(1, 61):
+        at = T0 + s * SECOND + (step_ms if s > 20 else 0)
+        events += [*everyone(row, at, 200 + s / 10), wall(row.racks[0], at, [3000.0 + s, 3001.0 + s])]
+        events += [feed(METER, at, 6000.0 + s)] + ([tick(at)] if s % 2 == 0 else [])
+    after = rollups(row, events)[10:]
+    assert [rolled.basis for rolled in after[2:]] == ["meter"] * 18
+    assert all(rolled.at - 1 <= (rolled.known_at or 0) <= rolled.at for rolled in after[2:])
+    assert [rolled.verdicts for rolled in after[2:]] == [{}] * 18
+    assert after[-1].hosts_known == 2
+
+
+def test_hosts_whose_clocks_are_right_are_heard_after_the_loops_own_clock_is_set_back() -> None:
+    row = make_row(1)
+    events: list[Event] = steady(row, 20)
+    for s in range(21, 41):
+        events.append(frame(row.hosts[0], T0 + s * SECOND, [250.0 + s / 10] * 8))
+        events += [tick(T0 + s * SECOND - 3_600_000)] if s % 2 == 0 else []
+    after = rollups(row, events)[10:]
+    assert [rolled.basis for rolled in after] == ["sum"] * 10
 
 
 # -- properties -------------------------------------------------------------------------------------
