@@ -16,7 +16,9 @@ B     p > brake (1.00) or a UPS failing   p < t2.leave for 40 s and no UPS faili
       over, from any mode
 ====  ==================================  ==============================================  ========  ========
 
-Steps to a looser mode are at least `guardrails.dwell_ms` apart, and wait that long after an outage.
+Steps to a looser mode are at least `guardrails.dwell_ms` apart, and wait that long after an outage
+and until every host that is coming back is back, since a row whose hosts are held down draws little.
+Beats that stay away for longer than a reading may be old are an outage, and so is a restart.
 
 The baselines use the same modes: one threshold steps U ↔ T2a (low priority only) or U ↔ T2b
 (everyone); ``no_cap`` knows U and B; ``off`` only U.
@@ -189,6 +191,10 @@ def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> D
     last = view.last
     mode, since = (last.mode, last.since) if last is not None else ("U", now)
     notes = dict(last.notes) if last is not None else {}
+    if last is not None and (now - last.at > policy.hold_ms or last.source != source):
+        # Nobody looked meanwhile, so no time of calm or dwell has passed.
+        notes["outage_at"] = str(now)
+        notes.pop("calm_since", None)
     failover = tuple(e for e in view.emergencies if e.kind == "failover") if policy.variant != "off" else ()
     refusal = ""
     try:
@@ -262,7 +268,7 @@ def settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ...
     for host in view.row.hosts:
         kind = (host.sku.name, host.priority, host.paths)
         if kind not in alike:
-            alike[kind] = (_clock(policy, mode, host), path_of(host, policy, brake=brake))
+            alike[kind] = (_clock(policy, mode, host), policy.path_to(host, brake=brake))
         mhz, path = alike[kind]
         out.append(
             Setting(target=host.path, max_mhz=mhz, path=path, on_expiry=direction, brake=brake, owner=owner)
@@ -270,18 +276,12 @@ def settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ...
     return tuple(out)
 
 
-def path_of(host: Host, policy: CappingPolicy, *, brake: bool) -> Path:
-    """The path of a command to this host: the brake line where it has one, the policy's path where it
-    offers that, else the fastest that it has."""
-    first: Path = "brake" if brake else policy.path
-    wanted: tuple[Path, ...] = (first, "in_band", "out_of_band")
-    return next((path for path in wanted if path in host.paths), policy.path)
-
-
 def landed(view: View, policy: CappingPolicy, now: Instant) -> bool:
-    """Whether the low-priority step is in force: every low-priority host was seen at or below its
-    `low_t2`, said that it is at its safe share, was released by a person, or failed its retries."""
-    return not any(_waits(view, policy, now, host) for host in view.row.hosts if host.priority == "low")
+    """Whether the low-priority step is in force: `landed_ratio` of the low-priority hosts were seen at
+    or below their `low_t2`, said that they are at their safe share, were released by a person, or failed
+    their retries."""
+    low = [host for host in view.row.hosts if host.priority == "low"]
+    return sum(not _waits(view, policy, now, host) for host in low) >= policy.landed_ratio * len(low)
 
 
 def _waits(view: View, policy: CappingPolicy, now: Instant, host: Host) -> bool:
@@ -295,7 +295,9 @@ def _waits(view: View, policy: CappingPolicy, now: Instant, host: Host) -> bool:
 
 
 def gave_up(control: HostControl, policy: CappingPolicy, now: Instant) -> bool:
-    """Whether a host's bounded retries are used up without its lock being seen in force."""
+    """Whether a host's bounded retries are used up, and it was not seen to obey anything since."""
+    if control.unanswered > policy.retries:
+        return True
     asked = control.lock.asked
     return asked is not None and asked.attempt > policy.retries and (
         bool(asked.failed) or now >= asked.at + policy.answer_ms(asked.path, renewal=asked.renews)
@@ -315,7 +317,7 @@ def _look(
 ) -> Look:
     """One look at known power; brings the policy's notes up to date."""
     assert view.rollup is not None  # known_p has seen it
-    notes["known_at"] = str(now if view.rollup.known_at is None else view.rollup.known_at)
+    notes["known_at"] = str(now if view.rollup.known_at is None else min(now, view.rollup.known_at))
     calm_here = mode == "B" and p < policy.t2.leave and not failover
     if calm_here:
         notes.setdefault("calm_since", str(now))
@@ -342,7 +344,7 @@ def _too_soon(view: View, policy: CappingPolicy, now: Instant, mode: str, notes:
 
     After an easing and after an outage the row is watched for one dwell: power that is low because
     hosts are still held down says nothing about the next step. For the same reason nothing eases
-    while hosts wait to be let off the brake.
+    while hosts are braked or at their safe shares, nor until the last of them has been back for a dwell.
     """
     if mode == "B":
         return ""
@@ -351,8 +353,15 @@ def _too_soon(view: View, policy: CappingPolicy, now: Instant, mode: str, notes:
         if note in notes and now - int(notes[note]) < dwell:
             return f"; easing waits until {_seconds(dwell)} after {what}"
     controls = [view.control(host.path) for host in view.row.hosts if host.path not in view.released]
-    braked = sum(control.braked and not gave_up(control, policy, now) for control in controls)
-    return f"; easing waits for {braked} hosts still braked" if braked else ""
+    coming = [control for control in controls if not gave_up(control, policy, now)]
+    held = sum(control.braked or control.ceiling(now) is None for control in coming)
+    if held:
+        return f"; easing waits for {held} hosts still braked or at their safe shares"
+    # A return counts from its command, which may take the path's latency to bite.
+    wait = dwell + policy.answer_ms(policy.path)
+    if any(control.returned_at and now - control.returned_at < wait for control in coming):
+        return f"; easing waits until {_seconds(wait)} after the last host was let back"
+    return ""
 
 
 def _blind(
@@ -360,9 +369,11 @@ def _blind(
 ) -> str:
     """The mode without a known power: never a looser one."""
     notes.pop("calm_since", None)
+    if int(notes.setdefault("known_at", str(now))) > now:
+        notes["known_at"] = str(now)
     if braking:
         return "B"
-    age = now - int(notes.setdefault("known_at", str(now)))
+    age = now - int(notes["known_at"])
     safe = SAFE_MODE[policy.variant]
     if age > policy.hold_ms:
         notes["outage_at"] = str(now)
@@ -465,7 +476,8 @@ def _doing(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: di
         return "every host may run at its highest clock"
     groups: dict[Priority, list[Host]] = {"low": [], "high": []}
     for host in view.row.hosts:
-        groups[host.priority].append(host)
+        if host.path not in view.released:
+            groups[host.priority].append(host)
     if mode == "B":
         obey = _obey(view, policy, now, mode, view.row.hosts)
         words = f"power brake on all {len(view.row.hosts)} hosts ({obey})"
@@ -480,7 +492,8 @@ def _doing(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: di
     ]
     if mode == "T2a" and policy.variant.startswith("polca") and groups["high"]:
         parts.append("high priority waits until that has landed")
-    silent = [host.path for host in view.row.hosts if gave_up(view.control(host.path), policy, now)]
+    hosts = [*groups["low"], *groups["high"]]
+    silent = [host.path for host in hosts if gave_up(view.control(host.path), policy, now)]
     if silent:
         parts.append(f"not waited for after {policy.retries + 1} attempts: {_some(silent)}")
     return "; ".join(parts)

@@ -2,13 +2,15 @@
 
 In this order, per host:
 
-* **Released** hosts are not commanded.
+* **Released** hosts are not commanded, but for the brake: a release is about economy, a brake about
+  the breaker. It is renewed as long as it is wished, and ends at the host's safe share.
 * **Floor**: no ceiling below `floor_ratio` of the board's highest clock, the brake and people apart.
 * **Pins**: a person's ceiling holds where it is the stricter one. Where safety asks for less, the pin
   is overruled and the decision says so; the pin itself stays and is not fought.
 * **Loosening** is held back (tightening never is) while
 
-  - the power is unknown, or was within the last `dwell_ms` (an outage);
+  - the power is unknown, or was within the last `dwell_ms` (an outage; a beat that stays away, or a
+    restart, is one too: a host that a new controller knows nothing of keeps what the old one left it);
   - the ledger cannot be written, since nothing may be loosened without a record;
   - the blast-radius breaker is open, until a person resets it;
   - the host was loosened within the last `dwell_ms`; and one step of its ladder at a time;
@@ -62,7 +64,8 @@ def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -
     """`decision` within the guardrails, with every adjustment named in `overruled`."""
     notes = dict(decision.notes)
     pace = Pace(view, policy, now)
-    stop = _stop(decision, view, policy, now, notes, pace)
+    stop, outage = _stop(decision, view, policy, now, notes, pace), _outage(policy, now, notes)
+    left = _left(decision, view)
     if not (view.pins or view.released) and all(_stands(wish, view, now) for wish in decision.desired):
         return msgspec.structs.replace(decision, notes=notes)
     hosts = {host.path: host for host in view.row.hosts}
@@ -81,7 +84,10 @@ def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -
             clocks = boards.get(host.sku.name)
             if clocks is None:
                 clocks = boards[host.sku.name] = policy.clocks_of(host.sku)
-            setting = _paced(setting, host, clocks, view, policy, now, stop, pace, said)
+            held = stop or outage
+            if outage and not stop and wish.target in left and view.control(host.path).unheard:
+                setting, held = _as_left(setting, left[wish.target], said), ""
+            setting = _paced(setting, host, clocks, view, policy, now, held, pace, said)
         if setting is not None:
             kept[wish.target] = setting
         for reason in said:
@@ -105,7 +111,8 @@ def _stands(wish: Setting, view: View, now: Instant) -> bool:
 def _stop(
     decision: Decision, view: View, policy: CappingPolicy, now: Instant, notes: dict[str, str], pace: Pace
 ) -> str:
-    """Why nobody may be loosened at this look; empty when somebody may. Keeps the breaker's note."""
+    """Why nobody may be loosened at this look, an outage apart; empty when somebody may. Keeps the
+    breaker's note."""
     if len(pace.stepped) > pace.limit:
         notes.setdefault("blast_open_at", str(now))
     if "blast_open_at" in notes and view.blast_reset_at > int(notes["blast_open_at"]):
@@ -121,19 +128,42 @@ def _stop(
             f"{pace.total} hosts had been loosened within {policy.guardrails.blast_window_ms / MINUTE:g} min "
             "and a person has to reset it"
         )
-    since = now - int(notes.get("outage_at", now - policy.guardrails.dwell_ms))
-    if since < policy.guardrails.dwell_ms:
-        return (
-            f"not loosened, telemetry has been back for {since / SECOND:g} s of the "
-            f"{policy.guardrails.dwell_ms / SECOND:g} s dwell"
-        )
     return ""
+
+
+def _outage(policy: CappingPolicy, now: Instant, notes: dict[str, str]) -> str:
+    """Why nobody may be loosened soon after an outage; empty when that is long enough ago."""
+    since = now - int(notes.get("outage_at", now - policy.guardrails.dwell_ms))
+    if since >= policy.guardrails.dwell_ms:
+        return ""
+    return (
+        f"not loosened, telemetry has been back for {since / SECOND:g} s of the "
+        f"{policy.guardrails.dwell_ms / SECOND:g} s dwell"
+    )
+
+
+def _left(decision: Decision, view: View) -> dict[str, Setting]:
+    """What an earlier controller left in force, host by host; empty where this one started the row."""
+    if view.first is None or view.first.source == decision.source:
+        return {}
+    return {setting.target: setting for setting in view.first.desired if not setting.brake}
+
+
+def _as_left(wish: Setting, left: Setting, said: list[str]) -> Setting:
+    """The wish, no looser than what an earlier controller left: to ask that again loosens nothing."""
+    if wish.brake or wish.max_mhz <= left.max_mhz:
+        return wish
+    said.append(f"kept at {left.max_mhz} MHz for the first dwell, as the controller before left it")
+    return msgspec.structs.replace(wish, max_mhz=left.max_mhz, owner="guardrail/hold")
 
 
 def _released(wish: Setting, view: View, said: list[str]) -> Setting | None:
     word = view.released.get(wish.target)
     if word is None:
         return wish
+    if wish.brake:
+        said.append(f"braked although released by {word.by} ({word.reason}), until the brake's lease ends")
+        return msgspec.structs.replace(wish, on_expiry="safe_share")
     said.append(f"not commanded, released by {word.by} ({word.reason})")
     return None
 

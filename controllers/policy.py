@@ -18,7 +18,7 @@ from schemas.commands import Path
 from schemas.instants import MINUTE, SECOND, Span
 from schemas.skus import Sku
 from schemas.toml_tables import NotToml, Table, read_toml
-from schemas.topology import Row
+from schemas.topology import Host, Row
 
 Variant: TypeAlias = Literal[
     "polca", "polca_forecast", "one_threshold_low", "one_threshold_all", "no_cap", "off"
@@ -42,6 +42,10 @@ _Periods: TypeAlias = Annotated[
     int, Meta(ge=1, le=1000, description="a whole number of control periods, 1 to 1000")
 ]
 _Clock: TypeAlias = Annotated[int, Meta(gt=0, le=10_000, description="a clock in whole MHz, 1 to 10000")]
+
+
+UPS_DEADLINE_MS: Span = 10 * SECOND
+"""How long a UPS carries another's share before it gives up, at least (secondary)."""
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +118,8 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     A command is lost when nothing is heard of it `latency + verify_margin_ms` after it was asked. A
     host is asked again `retries` times, then counts as failed and is asked once per `retry_slow_ms`.
+    `landed_ratio` of the low-priority hosts must be at their step before high priority is capped
+    (our choice: few who do not answer are not to hold the row up).
     """
 
     name: str = "built-in"
@@ -126,8 +132,10 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     retries: _Count = 2
     retry_slow_ms: _Span = 5 * MINUTE
     coverage_ratio: _Part = 0.8
+    landed_ratio: _Part = 0.9
     brake: _Share = 1.0
     allow_fraction_defaults: bool = False
+    allow_slow_brake: bool = False
     t1: Band = Band(enter=0.80, leave=0.75)
     t2: Band = Band(enter=0.89, leave=0.84)
     latency_ms: Latency = Latency()
@@ -155,6 +163,13 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def answer_ms(self, path: Path, *, renewal: bool = False) -> Span:
         """How long to wait for word of a command. A renewal needs no device, only its host's agent."""
         return self.verify_margin_ms + (0 if renewal else self.latency_ms.of(path))
+
+    def path_to(self, host: Host, *, brake: bool) -> Path:
+        """The path of a command to this host: the brake line where it has one, the policy's path where
+        it offers that, else the fastest that it has."""
+        first: Path = "brake" if brake else self.path
+        wanted: tuple[Path, ...] = (first, "in_band", "out_of_band")
+        return next((path for path in wanted if path in host.paths), self.path)
 
     def clocks_of(self, sku: Sku) -> Clocks:
         """The clocks of a board: the policy's own table, else the published one, else fractions of
@@ -185,6 +200,20 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
                     f"{self.name}: guardrails.floor_ratio = {self.guardrails.floor_ratio:g}: must be at most "
                     f"{most:.3f}, or it forbids the cap of {clocks.low_t2} MHz on {sku.name}"
                 )
+        slow = [
+            host.path
+            for host in row.hosts
+            if self.latency_ms.of(self.path_to(host, brake=True)) > UPS_DEADLINE_MS
+        ]
+        may_brake = self.variant != "off" and row.rated_w > row.budget_w
+        if slow and may_brake and not self.allow_slow_brake:
+            names = ", ".join(slow[:3]) + (f" and {len(slow) - 3} more" if len(slow) > 3 else "")
+            problems.append(
+                f"{self.name}: {row.path} is oversubscribed ({row.rated_w / 1000:g} kW rated on "
+                f"{row.budget_w / 1000:g} kW) and no path brakes {names} within the "
+                f"{UPS_DEADLINE_MS / SECOND:g} s that a UPS carries another's load: give them brake or "
+                "in_band, or set allow_slow_brake = true to run without that"
+            )
         return tuple(problems)
 
     def switches_in_words(self) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ def reconcile(
     decision: Decision, view: View, policy: CappingPolicy, now: Instant, *, epoch: int, source: str
 ) -> tuple[Command, ...]:
     """The commands that bring the row to `decision`: brakes first, then what tightens, then the rest,
-    each in the decision's order. Released hosts, and hosts the decision does not name, get none."""
+    each in the decision's order. Released hosts get nothing but a brake; hosts it does not name, nothing."""
     ranked: list[tuple[int, Command]] = []
     for setting in decision.desired:
-        if setting.target in view.released:
+        if setting.target in view.released and not setting.brake:
             continue
         host = view.control(setting.target)
         if not _due(setting, host, policy, now, blind=bool(decision.refusal)):
@@ -85,18 +85,17 @@ def _due(setting: Setting, host: HostControl, policy: CappingPolicy, now: Instan
     if asked is None:
         return not as_wished or held is None or held.expires_at - now < policy.renew_ms
     if asked.max_mhz == setting.max_mhz:
-        return now >= asked.at + _patience(asked, policy)
+        return now >= asked.at + _patience(asked, policy, braking=setting.brake)
     under_way = not asked.failed and now < asked.at + policy.answer_ms(asked.path, renewal=asked.renews)
     return not under_way or asked.renews or policy.switches.inflight == "reissue"
 
 
-def _patience(asked: Asked, policy: CappingPolicy) -> Span:
+def _patience(asked: Asked, policy: CappingPolicy, *, braking: bool) -> Span:
     """How long after an attempt the same wish may be asked again: its path's latency, doubled per
     attempt, and after silence never before its deadline. A brake is never given up."""
     latency, answer = policy.latency_ms.of(asked.path), policy.answer_ms(asked.path, renewal=asked.renews)
     if asked.renews:
         return max(latency, answer)
-    braking = asked.on_expiry == "hold"
     if asked.attempt > policy.retries and not braking:
         return policy.retry_slow_ms
     pause: int = latency * 2 ** min(asked.attempt - 1, policy.retries)

@@ -15,6 +15,10 @@ the lease ended, or Lapsed, Released   unknown: its safe share, or whatever a de
 
 Unknown is read the worse way by whoever asks: it does not count as landed when a step waits for an
 earlier one, and giving it headroom counts as loosening.
+
+The loop's own words (rollup, forecast, decision) stand in the order they come, one of each per beat.
+A rollup older than the last decision says that the clock was set back: everything remembered is then
+moved back by as much, so that orders and ages are what they were and nothing lies in the future.
 """
 
 from __future__ import annotations
@@ -76,12 +80,14 @@ class Control(msgspec.Struct, kw_only=True):
 
 class HostControl(msgspec.Struct, kw_only=True):
     """The two controls of a host, and when it was last loosened: `stepped_at` from one cap to a looser
-    one, `returned_at` from a brake or from its safe share."""
+    one, `returned_at` from a brake or from its safe share. `unanswered`: the most attempts at one lock
+    that came to nothing since the host was last seen to obey anything."""
 
     lock: Control = msgspec.field(default_factory=Control)
     brake: Control = msgspec.field(default_factory=Control)
     stepped_at: Instant = 0
     returned_at: Instant = 0
+    unanswered: int = 0
     lapsed: bool = False
     """The host itself said that it is at its safe share."""
 
@@ -89,6 +95,11 @@ class HostControl(msgspec.Struct, kw_only=True):
     def braked(self) -> bool:
         """Whether a brake was asked or is in force, and no newer lock was verified since."""
         return self.brake.in_force is not None or self.brake.asked is not None
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it was never asked anything, as far as this view goes back."""
+        return self.lock.newest_at == 0 and self.brake.newest_at == 0
 
     @property
     def brake_at(self) -> Instant:
@@ -123,6 +134,7 @@ class ViewState(msgspec.Struct, kw_only=True):
     rollup: PowerRollup | None = None
     forecast: PeakForecast | None = None
     last: Decision | None = None
+    first: Decision | None = None
     emergencies: dict[str, Emergency] = {}
     """The newest word of each episode; a cleared one stays for a while, in case an older word comes late."""
     pins: dict[str, Pin] = {}
@@ -134,7 +146,8 @@ class ViewState(msgspec.Struct, kw_only=True):
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """One look at a row, good until the next fold. `pins` are those in force now, `emergencies` the
     open ones, `released` the hosts that a person has taken out of control, `resumed_at` when a person
-    last gave the row back, `blast_reset_at` when a person last reset the blast-radius breaker."""
+    last gave the row back, `blast_reset_at` when a person last reset the blast-radius breaker. `first`
+    is the first decision heard: after a restart, the one that the earlier controller left."""
 
     row: Row
     now: Instant
@@ -142,6 +155,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     rollup: PowerRollup | None = None
     forecast: PeakForecast | None = None
     last: Decision | None = None
+    first: Decision | None = None
     emergencies: tuple[Emergency, ...] = ()
     pins: tuple[Pin, ...] = ()
     released: dict[str, ReleaseAll] = {}
@@ -172,6 +186,7 @@ def view(state: ViewState, row: Row, now: Instant) -> View:
         rollup=state.rollup,
         forecast=state.forecast,
         last=state.last,
+        first=state.first,
         emergencies=tuple(e for e in state.emergencies.values() if e.phase != "cleared"),
         pins=tuple(pin for pin in state.pins.values() if now < pin.expires_at),
         released=_released(state, row) if state.released else {},
@@ -193,25 +208,64 @@ def _released(state: ViewState, row: Row) -> dict[str, ReleaseAll]:
 
 def fold(state: ViewState, events: Iterable[Event]) -> ViewState:
     """The state after `events`, in the order given; events of other types pass by."""
+    events = tuple(events)
+    for event in events:
+        if isinstance(event, PowerRollup) and state.last is not None and event.at < state.last.at:
+            _set_back(state, state.last.at - event.at)
     for event in events:
         if isinstance(event, Outcome):
             _outcome(state, event)
         elif isinstance(event, LockClocks | Brake):
             _command(state, event)
         elif isinstance(event, PowerRollup):
-            if state.rollup is None or event.at >= state.rollup.at:
-                state.rollup = event
+            state.rollup = event
         elif isinstance(event, PeakForecast):
-            if state.forecast is None or event.at >= state.forecast.at:
-                state.forecast = event
+            state.forecast = event
         elif isinstance(event, Decision):
-            if state.last is None or event.at >= state.last.at:
-                state.last = event
+            state.last = event
+            state.first = state.first or event
         elif isinstance(event, Emergency):
             _emergency(state, event)
         else:
             _operator(state, event)
     return state
+
+
+_INSTANT_NOTES = ("known_at", "calm_since", "eased_at", "outage_at", "blast_open_at")
+
+
+def _set_back(state: ViewState, by: Span) -> None:
+    """Move what is remembered back by `by`. When a pin ends is left to the wall clock that a person read."""
+    replace = msgspec.structs.replace
+    for host in state.hosts.values():
+        for control in (host.lock, host.brake):
+            control.newest_at = _earlier(control.newest_at, by)
+            if control.asked is not None:
+                control.asked = _moved(control.asked, by)
+            if control.in_force is not None:
+                control.in_force = _moved(control.in_force, by)
+        host.stepped_at, host.returned_at = _earlier(host.stepped_at, by), _earlier(host.returned_at, by)
+    assert state.last is not None
+    notes = {
+        key: str(_earlier(int(note), by)) if key in _INSTANT_NOTES else note
+        for key, note in state.last.notes.items()
+    }
+    last = state.last
+    state.last = replace(last, at=last.at - by, since=_earlier(last.since, by), notes=notes)
+    state.emergencies = {key: replace(word, at=word.at - by) for key, word in state.emergencies.items()}
+    state.pins = {key: replace(pin, at=pin.at - by) for key, pin in state.pins.items()}
+    state.released = {key: replace(word, at=word.at - by) for key, word in state.released.items()}
+    state.unpinned_at = {key: _earlier(at, by) for key, at in state.unpinned_at.items()}
+    state.blast_reset_at = _earlier(state.blast_reset_at, by)
+
+
+def _moved(asked: Asked, by: Span) -> Asked:
+    return msgspec.structs.replace(asked, at=asked.at - by, expires_at=asked.expires_at - by)
+
+
+def _earlier(at: Instant, by: Span) -> Instant:
+    """`at` moved back; zero is never, and stays so."""
+    return at - by if at else 0
 
 
 def _emergency(state: ViewState, event: Emergency) -> None:
@@ -251,7 +305,7 @@ def _operator(state: ViewState, event: Event) -> None:
 def _given_back(host: HostControl) -> None:
     for control in (host.lock, host.brake):
         control.in_force = control.asked = None
-    host.lapsed = True
+    host.lapsed, host.unanswered = True, 0
 
 
 def _command(state: ViewState, command: LockClocks | Brake) -> None:
@@ -276,6 +330,8 @@ def _command(state: ViewState, command: LockClocks | Brake) -> None:
         renews=held is not None and lives and held.max_mhz == command.max_mhz and (before is None or again),
     )
     if isinstance(command, LockClocks):
+        if before is not None:
+            host.unanswered = max(host.unanswered, before.attempt)
         if host.braked or ceiling is None:
             host.returned_at = command.at
         elif command.max_mhz > ceiling:
@@ -291,7 +347,7 @@ def _outcome(state: ViewState, outcome: Outcome) -> None:
         if asked is not None and asked.id == outcome.command:
             if isinstance(outcome, Verified | Renewed):
                 control.in_force, control.asked = asked, None
-                host.lapsed = False
+                host.lapsed, host.unanswered = False, 0
                 if control is host.lock:
                     _let_go(host.brake, asked)
             elif isinstance(outcome, Failed | Refused):

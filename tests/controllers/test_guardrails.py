@@ -140,9 +140,9 @@ def test_while_the_ledger_cannot_be_written_caps_tighten_and_nothing_loosens() -
     loop = in_mode(holding(1410, 1410), "U")
     loop.state = fold(loop.state, [full])
     assert look(loop, 0, 0.9)[1] == dict.fromkeys(LOW, 1110)
-    cleared = msgspec.structs.replace(full, at=T0 + 100 * SECOND, phase="cleared", id="")
+    cleared = msgspec.structs.replace(full, at=T0 + SECOND, phase="cleared", id="")
     loop.state = fold(loop.state, [cleared])
-    assert look(loop, 100, 0.8)[1] == dict.fromkeys(LOW, 1275)
+    assert look(loop, 2, 0.8)[1] == dict.fromkeys(LOW, 1275)
 
 
 # ---- the blast-radius breaker ----
@@ -162,8 +162,8 @@ def test_the_blast_radius_breaker_opens_on_the_record_and_waits_for_a_person() -
     (said,) = decision.overruled
     assert "the blast-radius breaker opened at 2023-11-14T22:13:20.000Z: more than 26 of 52 hosts" in said
     assert "a person has to reset it" in said
-    _, sent = look(loop, 20 * MINUTE / SECOND, 0.5)
-    assert sent == {}, "time alone does not close it"
+    for t in range(10, 21 * 60, 10):
+        assert look(loop, t, 0.5)[1] == {}, "time alone does not close it"
     now = T0 + 21 * MINUTE
     reset = ResetBlastRadius(at=now, source="cli", subject=ROW, by="ann", reason="two controllers")
     loop.state = fold(loop.state, [reset])
@@ -244,7 +244,7 @@ def test_a_pin_that_ends_is_eased_like_any_cap() -> None:
     loop = in_mode(holding(1410, 1410), "U")
     loop.state = fold(loop.state, [pin(1005)])
     look(loop, 0, 0.5)
-    for t in range(20, 600, 20):
+    for t in range(10, 600, 10):
         assert look(loop, t, 0.5)[1] == {}
     decision, sent = look(loop, 600, 0.5)
     assert sent == {LOW[0]: 1110}, "to the next rung first"

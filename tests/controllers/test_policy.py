@@ -7,6 +7,8 @@ import pytest
 from support.capped_row import capped_row
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, PolicyFileError, read_policy
+from schemas.commands import Path
+from schemas.topology import Row
 
 POLICIES = pathlib.Path(__file__).parents[2] / "deploy" / "policies"
 
@@ -107,6 +109,31 @@ def test_a_floor_above_the_policys_own_caps_is_said_before_the_start() -> None:
     policy = CappingPolicy(guardrails=msgspec.structs.replace(DEFAULT_POLICY.guardrails, floor_ratio=0.8))
     (problem,) = policy.unfit_for(capped_row(1, 1))
     assert "guardrails.floor_ratio = 0.8: must be at most 0.787" in problem
+
+
+def paths_of(row: Row, *paths: Path) -> Row:
+    """The row with hosts that offer these paths alone."""
+    racks = tuple(
+        msgspec.structs.replace(
+            rack, hosts=tuple(msgspec.structs.replace(host, paths=paths) for host in rack.hosts)
+        )
+        for rack in row.racks
+    )
+    return msgspec.structs.replace(row, racks=racks)
+
+
+def test_an_oversubscribed_row_that_cannot_brake_before_the_ups_deadline_is_refused() -> None:
+    slow = paths_of(capped_row(4, 4, budget_w=40_000.0), "out_of_band")
+    (problem,) = DEFAULT_POLICY.unfit_for(slow)
+    assert "no path brakes ams1/row-b/r00/h00" in problem
+    assert "and 5 more within the 10 s that a UPS carries another's load" in problem
+    assert "allow_slow_brake = true" in problem
+    assert CappingPolicy(allow_slow_brake=True).unfit_for(slow) == ()
+    assert CappingPolicy(variant="off").unfit_for(slow) == (), "it never brakes"
+    assert DEFAULT_POLICY.unfit_for(msgspec.structs.replace(slow, budget_w=slow.rated_w)) == ()
+    for path in ("in_band", "brake"):
+        fast: Path = path  # type: ignore[assignment]
+        assert DEFAULT_POLICY.unfit_for(paths_of(slow, "out_of_band", fast)) == ()
 
 
 def test_each_open_point_reports_the_value_in_force() -> None:

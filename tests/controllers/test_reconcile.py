@@ -201,15 +201,43 @@ def test_a_host_whose_lease_ran_out_is_granted_anew_once_power_is_known() -> Non
 def test_released_hosts_get_no_command_until_they_are_resumed() -> None:
     loop = running()
     release = ReleaseAll(at=T0, source="cli", subject=LOW, by="ann", reason="service")
-    decision, commands = loop.tick(T0, [release, reading(ROW4, T0, 1.2)])
-    assert {c.subject for c in commands} == {host.path for host in ROW4.hosts} - {LOW}
+    wish, _ = running().tick(T0, [reading(ROW4, T0, 0.85)])
+    decision, commands = loop.tick(T0, [release, reading(ROW4, T0, 0.85)])
+    assert {c.subject for c in commands} == {c.target for c in wish.desired if c.max_mhz == 1275} - {LOW}
     assert f"{LOW}: not commanded, released by ann (service)" in decision.overruled
-    bare = msgspec.structs.replace(decision, desired=loop.decisions[-1].desired)
-    again = reconcile(bare, loop.look(T0), DEFAULT_POLICY, T0, epoch=1, source=SOURCE)
+    assert "low priority (1 hosts)" in decision.because
+    again = reconcile(wish, loop.look(T0), DEFAULT_POLICY, T0, epoch=1, source=SOURCE)
     assert all(c.subject != LOW for c in again)
     resume = Resume(at=T0 + SECOND, source="cli", subject=ROW, by="ann")
-    _, commands = loop.tick(T0 + 2 * SECOND, [resume, reading(ROW4, T0 + 2 * SECOND, 1.2)])
+    _, commands = loop.tick(T0 + 2 * SECOND, [resume, reading(ROW4, T0 + 2 * SECOND, 0.85)])
     assert {c.subject for c in commands} == {LOW}
+
+
+def test_a_brake_reaches_a_released_host_for_as_long_as_it_is_wished() -> None:
+    """A release is about economy, a brake about the breaker."""
+    loop = running()
+    release = ReleaseAll(at=T0, source="cli", subject=LOW, by="ann", reason="service")
+    decision, commands = loop.tick(T0, [release, reading(ROW4, T0, 1.2)])
+    (stop,) = mine(commands, LOW)
+    assert isinstance(stop, Brake)
+    assert stop.lease.on_expiry == "safe_share", "it is nobody's to release, and ends by itself"
+    assert {c.lease.on_expiry for c in mine(commands, HIGH)} == {"hold"}
+    assert f"{LOW}: braked although released by ann (service), until the brake's lease ends" in (
+        decision.overruled
+    )
+    loop.obeyed(T0, commands)
+    renewed = []
+    for t in range(2, 120, 2):
+        now = T0 + t * SECOND
+        _, commands = loop.tick(now, [reading(ROW4, now, 1.2)])
+        loop.obeyed(now, commands, Renewed)
+        renewed += [t for c in mine(commands, LOW) if isinstance(c, Brake)]
+    assert renewed == [46, 92]
+    for t in range(120, 400, 2):
+        now = T0 + t * SECOND
+        decision, commands = loop.tick(now, [reading(ROW4, now, 0.5)])
+        assert not [c for c in mine(commands, LOW) if decision.mode != "B"]
+    assert decision.mode != "B"
 
 
 def test_what_tightens_is_sent_before_what_does_not() -> None:

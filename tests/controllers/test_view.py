@@ -9,6 +9,7 @@ from support.capped_row import ROW, T0, brake, capped_row, failover, lock, readi
 
 from controllers.view import ViewState, fold, view
 from schemas.commands import LockClocks
+from schemas.decisions import Decision
 from schemas.envelope import Event
 from schemas.instants import HOUR, SECOND
 from schemas.operators import Pin, ReleaseAll, ResetBlastRadius, Resume, Unpin
@@ -110,8 +111,6 @@ def test_repeating_or_delaying_words_changes_nothing() -> None:
         two,
         word(Accepted, two, T0 + 11 * SECOND),
         word(Verified, two, T0 + 12 * SECOND),
-        reading(ROW4, T0, 0.5),
-        reading(ROW4, T0 + 2, 0.6),
         failover(T0),
         failover(T0 + 5, "cleared"),
     ]
@@ -137,8 +136,6 @@ def test_attempts_count_until_the_setting_was_seen() -> None:
 
 
 def test_the_newest_word_of_each_kind_stands_however_late_the_older_comes() -> None:
-    old, new = reading(ROW4, T0, 0.3), reading(ROW4, T0 + 2 * SECOND, 0.9)
-    assert fold(ViewState(), [new, old]).rollup == new
     state = fold(ViewState(), [failover(T0 + 9, "cleared"), failover(T0)])
     assert view(state, ROW4, T0).emergencies == ()
     state = fold(state, [failover(T0 + 20, episode="later")])
@@ -146,6 +143,47 @@ def test_the_newest_word_of_each_kind_stands_however_late_the_older_comes() -> N
     for hour in range(2, 40):
         state = fold(state, [failover(T0 + hour * HOUR, "cleared", f"{hour}")])
     assert len(state.emergencies) < 5, "ended emergencies are forgotten in time"
+
+
+def test_the_loops_own_words_stand_in_the_order_they_come() -> None:
+    """There is one of each per beat, and the wall clock of a beat may step."""
+    before, after = reading(ROW4, T0 + HOUR, 0.3), reading(ROW4, T0, 0.9)
+    assert fold(ViewState(), [before, after]).rollup == after
+
+
+def test_a_clock_that_is_set_back_moves_everything_remembered_back_with_it() -> None:
+    asked, stop = lock(HOST, T0 + HOUR, 1275), brake(HOST, T0 + HOUR + 10)
+    release = ReleaseAll(at=T0 + HOUR, source="cli", subject=ROW, by="ann", reason="service")
+    told: list[Event] = [asked, word(Verified, asked, T0 + HOUR), stop, failover(T0 + HOUR), pin(T0 + HOUR)]
+    state = fold(ViewState(), [*told, release, decided(T0 + HOUR + 20, outage_at=T0 + HOUR)])
+    back = T0 + 20
+    state = fold(state, [reading(ROW4, back, 0.9)])
+    assert state.last is not None
+    assert (state.last.at, state.last.since, state.last.notes) == (back, T0 - 60_000, {"outage_at": str(T0)})
+    newer = lock(HOST, back + 1, 1110)
+    state = fold(state, [newer, word(Verified, newer, back + 5), failover(back + 6, "cleared")])
+    assert state.hosts[HOST].lock.in_force is not None
+    assert state.hosts[HOST].lock.in_force.max_mhz == 1110, "a command is newer by its coming"
+    assert view(state, ROW4, back + 7).emergencies == ()
+    state = fold(state, [Resume(at=back + 7, source="cli", subject=ROW, by="ann")])
+    state = fold(state, [Unpin(at=back + 8, source="cli", subject=HOST, by="ann")])
+    seen = view(state, ROW4, back + 9)
+    assert (seen.released, seen.pins) == ({}, ())
+
+
+def decided(at: int, **notes: int) -> Decision:
+    return Decision(
+        at=at, source="controller", subject=ROW, policy="capping/polca", mode="T2b", since=at - 60_020,
+        desired=(), because="", notes={key: str(note) for key, note in notes.items()},
+    )  # fmt: skip
+
+
+def test_who_was_given_up_stays_so_until_it_is_seen_to_obey() -> None:
+    attempts = [lock(HOST, T0 + k, 1275) for k in (0, 50, 100)]
+    other = lock(HOST, T0 + 150, 1110)
+    state = fold(ViewState(), [*attempts, other])
+    assert state.hosts[HOST].unanswered == 3, "another clock is no new start"
+    assert fold(state, [word(Verified, other, T0 + 160)]).hosts[HOST].unanswered == 0
 
 
 def pin(at: int, subject: str = HOST, mhz: int = 1005, *, minutes: int = 60) -> Pin:
