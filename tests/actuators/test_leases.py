@@ -2,11 +2,12 @@
 
 import logging
 import threading
+import time
 
 import pytest
-from support.agents import SHARE_MHZ, T0, TTL, Hosted, kinds, lock
+from support.agents import SHARE_MHZ, T0, TTL, Hosted, brake, kinds, lock
 
-from actuators.leases import LeaseTimer
+from actuators.leases import PROMPT_S, LeaseTimer
 from actuators.lifecycle import HostAgent
 from schemas.instants import SECOND, Instant
 from schemas.outcomes import Refused
@@ -146,3 +147,52 @@ def test_nothing_is_lost_of_what_is_said_between_two_looks() -> None:
     said = timer.step([lock(1005, clock.at)])
     assert kinds(said) == ["Lapsed", "Accepted", "Verified"]
     timer.close()
+
+
+class Hung(Broken):
+    """An agent whose device call comes back when the test says so."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.back = threading.Event()
+        self.given: list[list[object]] = []
+
+    def step(self, commands: object, now: Instant, monotonic_ms: int) -> list[object]:
+        self.given.append(list(commands))  # type: ignore[call-overload]
+        self.entered.set()
+        self.back.wait()
+        return []
+
+
+def test_hosts_that_hang_delay_neither_the_brake_of_the_others_nor_the_control_loop() -> None:
+    stand, clock = Hosted("in_band", "brake", latencies={"in_band": 0, "brake": 0}), HandClock()
+    hung = {f"ams1/row-a/r01/a{n}": Hung() for n in range(8)}
+    agents: dict[str, HostAgent] = {**hung, stand.host.path: stand.agent}  # type: ignore[dict-item]
+    timer = LeaseTimer(agents, clock, source="actuator/test", period_s=3600.0)
+    timer.start()
+    pulled = [*(lock(1005, T0, subject=path) for path in hung), brake(T0)]
+    began = time.monotonic()
+    said = timer.step(pulled)
+    took_s = time.monotonic() - began
+    assert set(stand.boards.clocks) == {285}
+    assert kinds(said) == ["Accepted", "Verified"]
+    assert took_s < PROMPT_S + 1.0  # eight waits one after the other would be longer
+    timer.beat()  # nor does the timer wait for them
+    assert timer.steps == 1
+    for agent in hung.values():
+        agent.back.set()
+    timer.close()
+
+
+def test_what_waits_behind_a_call_that_hangs_is_done_in_its_order_when_it_comes_back() -> None:
+    agent = Hung()
+    agents: dict[str, HostAgent] = {"h": agent}  # type: ignore[dict-item]
+    timer = LeaseTimer(agents, HandClock(), source="actuator/test", period_s=3600.0, prompt_s=0.0)
+    commands = [lock(mhz, T0 + mhz, subject="h") for mhz in (1410, 1275, 1110)]
+    timer.step(commands[:1])
+    assert agent.entered.wait(30)
+    timer.step(commands[1:2])
+    timer.step(commands[2:])
+    agent.back.set()
+    timer.close()
+    assert agent.given == [commands[:1], commands[1:]]
