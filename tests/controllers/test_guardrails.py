@@ -10,7 +10,7 @@ from controllers.guardrails import guard
 from controllers.policy import DEFAULT_POLICY, CappingPolicy
 from controllers.view import fold
 from schemas.commands import LockClocks
-from schemas.decisions import Decision
+from schemas.decisions import Decision, Setting
 from schemas.emergencies import Emergency
 from schemas.instants import HOUR, MINUTE, SECOND
 from schemas.operators import Pin, ResetBlastRadius
@@ -143,6 +143,28 @@ def test_while_the_ledger_cannot_be_written_caps_tighten_and_nothing_loosens() -
     cleared = msgspec.structs.replace(full, at=T0 + SECOND, phase="cleared", id="")
     loop.state = fold(loop.state, [cleared])
     assert look(loop, 2, 0.8)[1] == dict.fromkeys(LOW, 1275)
+
+
+def test_a_new_controller_asks_no_host_for_more_than_the_one_before_left_it() -> None:
+    """Hosts that were held below what their mode would give them, as after a step back from T2b."""
+    loop = Loop(ROW52, DEFAULT_POLICY)
+    left = [
+        Setting(target=path, max_mhz=mhz, path="out_of_band", on_expiry="safe_share")
+        for paths, mhz in ((HIGH, 1305), (LOW[:-1], 1110))
+        for path in paths
+    ]
+    told = Decision(
+        at=T0, source="runtime/restart", subject=ROW, policy="capping/polca", mode="U", since=T0 - HOUR,
+        desired=tuple(left), because="",
+    )  # fmt: skip
+    loop.state = fold(loop.state, [told])
+    decision, sent = look(loop, 0, 0.5)
+    assert sent == dict.fromkeys(HIGH, 1305)
+    assert any("kept at 1305 MHz for the first dwell" in said for said in decision.overruled)
+    assert any(f"{LOW[-1]}: not loosened, telemetry" in said for said in decision.overruled)
+    for t in range(2, 60, 2):
+        assert look(loop, t, 0.5)[1].items() <= dict.fromkeys(HIGH, 1305).items()
+    assert set(look(loop, 60, 0.5)[1].values()) == {1410}
 
 
 # ---- the blast-radius breaker ----

@@ -173,12 +173,13 @@ class Loop:
 
 
 class _Server:
-    """One server and its agent."""
+    """One server and its agent, who counts leases from their receipt, whatever the wall clock says."""
 
     def __init__(self, host: Host, share: SafeShare) -> None:
         self.host, self.share = host, share
         self.in_force: LockClocks | Brake | None = None
-        self.coming: list[tuple[Instant, LockClocks | Brake]] = []
+        self.asked_at = self.ends_at = 0
+        self.coming: list[tuple[Instant, Instant, LockClocks | Brake]] = []
 
     @property
     def mhz(self) -> int:
@@ -192,23 +193,26 @@ class _Server:
             and held.max_mhz == command.max_mhz
             and not self.coming
         ):
-            self.in_force = command
+            self._obey(command, now)
             out.append(word(Renewed, command, now))
         else:
-            self.coming.append((now + latency, command))
+            self.coming.append((now + latency, now, command))
+
+    def _obey(self, command: LockClocks | Brake, asked_at: Instant) -> None:
+        self.in_force, self.asked_at = command, asked_at
+        self.ends_at = asked_at + command.lease.expires_at - command.lease.issued_at
 
     def live(self, now: Instant, out: list[Outcome]) -> None:
-        for due, command in sorted(self.coming, key=lambda pair: pair[0]):
+        for due, asked_at, command in sorted(self.coming, key=lambda one: one[:2]):
             if due > now:
                 continue
-            self.coming.remove((due, command))
-            held = self.in_force
-            if isinstance(held, Brake) and command.at < held.at:
+            self.coming.remove((due, asked_at, command))
+            if isinstance(self.in_force, Brake) and asked_at < self.asked_at:
                 continue  # a lock older than the brake does not release it
-            self.in_force = command
+            self._obey(command, asked_at)
             out.append(word(Verified, command, now, observed=float(command.max_mhz)))
         held = self.in_force
-        if held is not None and held.lease.on_expiry == "safe_share" and now >= held.lease.expires_at:
+        if held is not None and held.lease.on_expiry == "safe_share" and now >= self.ends_at:
             self.in_force = None
             out.append(word(Lapsed, held, now))
 
@@ -220,7 +224,8 @@ class _Server:
 
 class Plant:
     """The servers of a row. `demand(t_ms)` is the row's power without any cap, over its budget, at
-    `t_ms` after the start; `lost(command)` drops commands on the way."""
+    `t_ms` after the start; `lost(command)` drops commands on the way. `set_by` is how far the
+    controller's wall clock was set forward, back if negative, since the start."""
 
     def __init__(
         self,
@@ -235,7 +240,7 @@ class Plant:
         shares = safe_shares(site_of(row))
         self.servers = {host.path: _Server(host, shares[host.path]) for host in row.hosts}
         self.loop = Loop(row, policy)
-        self.now = T0
+        self.now, self.set_by = T0, 0
         self.p: list[float] = []
         self._words: list[Event] = []
 
@@ -262,8 +267,9 @@ class Plant:
                 server.live(self.now, outcomes)
             t, p = self.now - T0, self.power
             self.p.append(p)
-            seen = reading(self.row, self.now, self.sees(t, p))
-            _, commands = self.loop.tick(self.now, [*self._words, *outcomes, *events(t), seen])
+            wall = self.now + self.set_by
+            seen = reading(self.row, wall, self.sees(t, p))
+            _, commands = self.loop.tick(wall, [*self._words, *outcomes, *events(t), seen])
             answers: list[Outcome] = []
             for command in commands:
                 if isinstance(command, LockClocks | Brake) and not self.lost(command):
@@ -271,6 +277,16 @@ class Plant:
                     self.servers[command.subject].hear(command, self.now, latency, answers)
             self._words = list(answers)
             self.now += self.policy.period_ms
+
+
+def restarted(plant: Plant) -> None:
+    """Another controller takes the row over, told of nothing but the last decision's mode and settings."""
+    left = plant.loop.decisions[-1]
+    plant.loop = Loop(plant.row, plant.policy)
+    told = msgspec.structs.replace(
+        left, id="", at=plant.now + plant.set_by, source="runtime/restart", refusal="", notes={}
+    )
+    plant.loop.state = fold(plant.loop.state, [told])
 
 
 def settled(loop: Loop, p: float = 0.5, *, until: Instant = T0) -> None:
