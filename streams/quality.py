@@ -39,6 +39,9 @@ NEVER: Instant = -(1 << 62)
 LEAST_W = 0.001
 """Below a milliwatt, the finest that any power sensor here resolves, a reading is a zero."""
 
+FEW_SAMPLES = 4
+"""Fewer samples of a tick say little of a board that alternates between prompts and tokens (our choice)."""
+
 
 class QualityRules(msgspec.Struct, frozen=True, kw_only=True):
     """When a reading is withheld. All figures are our choice unless a source is named.
@@ -182,6 +185,11 @@ class SourceClocks:
                 else:
                     self._late[source] = (last, now, last)
         return taken
+
+    def forget(self, source: int) -> None:
+        """Another device speaks in this one's place, by a clock of its own."""
+        self.seen[source], self._shift[source] = NEVER, 0
+        self._late.pop(source, None)
 
     def rewind(self, now: Instant, rules: QualityRules) -> None:
         """The ticks' clock was set back to `now`: what a source said that is yet to come no longer

@@ -5,7 +5,11 @@ hosts by GPUs. So the cost of a message is small and where a stream is cut canno
 
 - A GPU's power is the mean of its plausible samples since the last tick, over at most `mean_ms`
   (the 2 s that a row reading spans): the instantaneous field where the source has it, else the
-  averaged one, never a mean over both. It holds until it is stale.
+  averaged one, never a mean over both; of a frame with fewer than FEW_SAMPLES of both, the averaged
+  one. It holds until it is stale. A mean over earlier ticks would not bring the sum of hosts nearer to
+  the truth: what it takes off the noise it adds by being late.
+- A host has one source of frames, the first that speaks; another's are withheld until that one is
+  stale. Boards beyond those that a host is said to have are missing boards.
 - A host is its wall power where that is trusted, else the sum of its GPUs and a modelled rest
   (`Host.wall_w`). A wall reading below the host's own GPUs is withheld. Missing boards count as the
   mean of the host's others.
@@ -22,8 +26,9 @@ hosts by GPUs. So the cost of a message is small and where a stream is cut canno
 
 Verdicts ``lost``, ``impossible``, ``stuck``, ``stale`` and ``contradicted`` count devices (boards,
 wall readings, meters) at this tick, ``silent`` hosts that were never heard of, ``unplaced`` boards
-beyond those a host is said to have, ``opened`` meters behind an open breaker; ``repeated``, ``late``,
-``future`` and ``set_back`` count messages and clocks since the last tick.
+beyond those a host is said to have, ``opened`` meters behind an open breaker; ``rival`` (of a second
+source), ``repeated``, ``late``, ``future`` and ``set_back`` count messages and clocks since the last
+tick.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample
 from schemas.topology import Row
 from schemas.units import FloatArray, Grid, Reading
 from streams.quality import (
+    FEW_SAMPLES,
     LEAST_W,
     NEVER,
     BoolArray,
@@ -70,6 +76,7 @@ class RollupState:
         "boards",
         "core_c",
         "counts",
+        "extras",
         "frame_at",
         "frame_ids",
         "frames",
@@ -83,6 +90,7 @@ class RollupState:
         "meter_still",
         "meter_w",
         "meters",
+        "sources",
         "tick_at",
         "wall_at",
         "wall_clocks",
@@ -99,6 +107,8 @@ class RollupState:
         self.board_clocks = SourceClocks(hosts)
         self.frames: dict[int, list[GpuFrame]] = {}
         self.frame_ids = [""] * hosts
+        self.sources = [""] * hosts
+        self.extras = [0] * hosts  # boards that a host has beyond those it is said to have
         self.gpu_w: FloatArray = np.full((hosts, gpus), np.nan)
         self.gpu_at: IntArray = np.full((hosts, gpus), NEVER, np.int64)
         self.board_still = Stillness((hosts, gpus), 3)
@@ -179,16 +189,20 @@ class Rollup:
                 host = self._hosts.get(event.subject)
                 if host is None:
                     continue
+                if event.source != state.sources[host] and not self._takes_over(state, host, event.source):
+                    state.count("rival")
+                    continue
                 if verdict := state.board_clocks.accept(host, event.at):
                     state.count(verdict)
                     continue
+                state.extras[host] = 0
                 if event.gpus != state.boards[host] or any(event.faults):  # type: ignore[attr-defined]
                     event = self._align(state, host, event)  # type: ignore[arg-type]
                 frames = state.frames.get(host)
                 if frames is None:
                     state.frames[host] = [event]  # type: ignore[list-item]  # `kind` told, not isinstance: speed
                 else:
-                    if bool(frames[0].power_w) != bool(event.power_w):  # type: ignore[attr-defined]
+                    if _averaged(frames[0]) != _averaged(event):  # type: ignore[arg-type]
                         frames.clear()  # the other power field: never a mean over both
                     while frames and frames[0].at <= event.at - mean_ms:
                         del frames[0]
@@ -206,6 +220,16 @@ class Rollup:
                     else:
                         state.meters[meter] = event
         return state, out
+
+    def _takes_over(self, state: RollupState, host: int, source: str) -> bool:
+        """Whether a source becomes its host's, as the first one or after a stale one."""
+        heard = host in state.frames or state.frame_at[host] >= state.tick_at - self._rules.gpu_stale_ms
+        if heard and state.sources[host]:
+            return False
+        if state.sources[host]:
+            state.board_clocks.forget(host)
+        state.sources[host] = source
+        return True
 
     def _take_walls(self, state: RollupState, sample: RackSample) -> None:
         whole = len(sample.power_w) == len(sample.hosts)
@@ -319,6 +343,7 @@ class Rollup:
             if board not in boards:
                 if not free:
                     state.count("unplaced")
+                    state.extras[host] += 1
                     continue
                 boards[free.pop(0)] = board
             if not (i < len(frame.faults) and frame.faults[i]):
@@ -405,17 +430,20 @@ class Rollup:
         by_wall = self._believed_walls(state, now, gpus_w)
 
         # Hosts: what they draw, and what they can draw at most.
-        share = np.where(by_wall, 1.0, boards / self._gpus)
+        extras = np.array(state.extras)
+        gpus = self._gpus + extras
+        share = np.where(by_wall, 1.0, boards / gpus)
         coverage = float((share * self._rated_w).sum() / self._rated_w.sum())
         known = share > 0.0
-        filled_w = gpus_w * self._gpus / np.maximum(boards, 1)
+        filled_w = gpus_w * gpus / np.maximum(boards, 1)
         host_w = np.where(by_wall, state.wall_w, self._wall_w(filled_w))
         estimated_w = np.where(by_wall, 0.0, filled_w - gpus_w)
         if not known.all():
             host_w = np.where(known, host_w, self._alike_w(host_w, known))
             estimated_w = np.where(known, estimated_w, host_w)
-        most_w = gpus_w + (self._gpus - boards) * self._limit_w + self._rest_max_w
-        most_w = np.where(known, np.maximum(np.minimum(most_w, self._rated_w), host_w), self._rated_w)
+        most_w = gpus_w + (gpus - boards) * self._limit_w + self._rest_max_w
+        rated_w = self._rated_w + extras * self._limit_w
+        most_w = np.where(known, np.maximum(np.minimum(most_w, rated_w), host_w), rated_w)
         most_w = np.where(by_wall, state.wall_w, most_w)
         floor_w = float(np.where(by_wall, state.wall_w, gpus_w).sum())
         covered = coverage >= rules.coverage_ratio - 1e-9  # a sum of shares is not exact
@@ -554,8 +582,18 @@ _utilisation_ratio: Callable[[GpuFrame], Grid] = attrgetter("utilisation_ratio")
 _sm_mhz: Callable[[GpuFrame], Grid] = attrgetter("sm_mhz")
 
 
+def _averaged(frame: GpuFrame) -> bool:
+    """Whether a frame's averaged power is used: of few instants it says more, if it says all they do."""
+    if not frame.power_w:
+        return True
+    if not frame.power_average_w or len(frame.power_w) >= FEW_SAMPLES:
+        return False
+    pairs = zip(frame.power_average_w[-1], frame.power_w[-1], strict=False)
+    return not any(average is None and instant is not None for average, instant in pairs)
+
+
 def _best_power_w(frame: GpuFrame) -> Grid:
-    return frame.power_w or frame.power_average_w
+    return frame.power_average_w if _averaged(frame) else frame.power_w
 
 
 def _core_c(frame: GpuFrame) -> Grid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +92,57 @@ def test_the_two_power_fields_are_never_mixed_in_a_mean() -> None:
     averaged = frame(host, T0, [100.0] * 8, averaged=True)
     events = [averaged, frame(host, T0 + 1000, [300.0] * 8), tick(T0 + 1000)]
     assert rollups(row, events)[0].power_w == pytest.approx(host.wall_w(2400.0))
+
+
+def test_of_few_instants_the_averaged_field_says_more() -> None:
+    row = make_row(1)
+    host = row.hosts[0]
+
+    def both(instants: int, averages: tuple[float | None, ...]) -> float | None:
+        said = msgspec.structs.replace(
+            frame(host, T0, [380.0] * 8),
+            power_w=((380.0,) * 8,) * instants,
+            power_average_w=(averages,) * instants,
+            id="",
+        )
+        return rollups(row, [said, tick(T0)])[0].power_w
+
+    assert both(1, (200.0,) * 8) == pytest.approx(host.wall_w(1600.0))
+    assert both(4, (200.0,) * 8) == pytest.approx(host.wall_w(8 * 380.0)), "four instants span the tick"
+    assert both(1, (None,) + (200.0,) * 7) == pytest.approx(host.wall_w(8 * 380.0)), "never one of each"
+
+
+def test_a_second_source_of_a_host_is_withheld_until_the_first_is_stale() -> None:
+    row = make_row(1)
+    host, events = row.hosts[0], list[Event]()
+    for s in range(0, 30, 2):
+        at = T0 + s * SECOND
+        other = msgspec.structs.replace(frame(host, at - 500, [380.0 - s] * 8), source="other", id="")
+        events += [frame(host, at, [200.0 + s] * 8)] if s < 10 else []
+        events += [other, tick(at)]
+    said = rollups(row, events)
+    first_w = [host.wall_w(8 * (200.0 + s)) for s in range(0, 10, 2)]
+    assert [rolled.power_w for rolled in said[:5]] == pytest.approx(first_w)
+    assert [rolled.verdicts.get("rival", 0) for rolled in said] == [1] * 8 + [0] * 7
+    last = said[-1]
+    assert (last.power_w, last.verdicts) == (pytest.approx(host.wall_w(8 * (380.0 - 28))), {})
+
+
+def test_a_host_with_more_boards_than_it_is_said_to_have_is_not_wholly_known() -> None:
+    row = make_row(1, gpus=2)
+    host = row.hosts[0]
+    named = ("A", "B", "C", "D")
+    seen = frame(host, T0, [300.0] * 4, gpus=named)
+    back = frame(host, T0 + 2000, [300.0] * 2, gpus=named[:2])
+    more, as_said = rollups(row, [seen, tick(T0), back, tick(T0 + 2000)])
+    assert (more.basis, more.coverage_ratio, more.hosts_known, more.verdicts) == (
+        "unknown",
+        0.5,
+        0,
+        {"unplaced": 2},
+    )
+    assert more.upper_w >= 4 * 300.0
+    assert (as_said.basis, as_said.coverage_ratio, as_said.hosts_known) == ("sum", 1.0, 1)
 
 
 def test_the_cause_names_the_readings_used_and_no_more_than_is_useful() -> None:
