@@ -132,7 +132,7 @@ def test_an_oversubscribed_row_that_cannot_brake_before_the_ups_deadline_is_refu
     assert CappingPolicy(variant="off").unfit_for(slow) == (), "it never brakes"
     assert DEFAULT_POLICY.unfit_for(msgspec.structs.replace(slow, budget_w=slow.rated_w)) == ()
     for path in ("in_band", "brake"):
-        fast: Path = path  # type: ignore[assignment]
+        fast: Path = path
         assert DEFAULT_POLICY.unfit_for(paths_of(slow, "out_of_band", fast)) == ()
 
 
