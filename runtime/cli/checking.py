@@ -7,7 +7,6 @@ import sys
 
 from runtime.cli.printing import Json, emit, say, watts
 from runtime.config import (
-    ActuatorConfig,
     ConfigError,
     HostConfig,
     Setup,
@@ -60,10 +59,16 @@ def check(
         print("\n".join(problems), file=sys.stderr)
     elif setup is not None:
         _describe(setup)
-        for adapter in (*host.collectors, *host.actuators) if host is not None else ():
-            path = f" {adapter.path.replace('_', ' ')}" if isinstance(adapter, ActuatorConfig) else ""
-            say(f"{'sets' if path else 'reads'} {adapter.host}{path} by {adapter.kind}")
+        if host is not None:
+            _describe_adapters(host)
     return 2 if problems else 0
+
+
+def _describe_adapters(host: HostConfig) -> None:
+    for collector in host.collectors:
+        say(f"reads {collector.host} by {collector.kind}, every {collector.period_ms} ms")
+    for actuator in host.actuators:
+        say(f"sets {actuator.host} by {actuator.kind}, {actuator.path.replace('_', ' ')}")
 
 
 def _describe(setup: Setup) -> None:
