@@ -10,11 +10,12 @@ from schemas.instants import Instant, to_text
 from schemas.shares import SafeShare
 
 
-def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant) -> str:
+def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant, share: SafeShare) -> str:
     """Why `command` is not attempted, in words; empty when it is.
 
     Commands may arrive late, twice and in any order: of two with the same epoch the one issued later
-    counts, and a brake yields only to a lock that is newer than itself.
+    counts, and a brake yields only to a lock that is newer than itself. One that is held after its lease
+    and loosens nothing comes never too late: this host's clock may be ahead.
     """
     lease = command.lease
     if command.subject != kept.host:
@@ -25,7 +26,8 @@ def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant)
         return f"{kept.host} offers {', '.join(paths)}, not {command.path}"
     if lease.epoch < kept.epoch:
         return f"epoch {lease.epoch} is fenced: {kept.epoch} has been seen"
-    if now >= lease.expires_at or lease.issued_at >= lease.expires_at:
+    late = now >= lease.expires_at and (lease.on_expiry != "hold" or loosens(command, kept, share))
+    if late or lease.issued_at >= lease.expires_at:
         return f"expired on arrival: its lease ended at {to_text(lease.expires_at)}"
     if kept.command is not None and _age(command) < _age(kept.command):
         return f"issued before {kept.command.id}, which arrived before it"
@@ -52,6 +54,8 @@ def same_setting(one: GpuCommand, other: GpuCommand) -> bool:
 def loosens(command: GpuCommand, kept: Kept, share: SafeShare) -> bool:
     """Whether `command` might let the host draw more than what is wanted of it now."""
     old = kept.command
+    if isinstance(command, Brake):
+        return False
     if kept.intent in ("restore", "release"):
         return False  # nothing that an actuator writes is looser than what was found
     if kept.intent == "safe_share" or old is None:

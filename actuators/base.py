@@ -49,7 +49,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 class Readback(msgspec.Struct, frozen=True, kw_only=True):
     """What the device says of a command. `in_force` None: not yet known. `observed` is the highest
-    SM clock (MHz) or limit (W) read over the host's GPUs; `power_w` the sum of their power.
+    SM clock (MHz) or limit (W) read over the host's GPUs; `lowest_mhz` the lowest SM clock, None unless
+    the clock of every GPU was read; `power_w` the sum of their power.
 
     `shown` is False where the reading would be the same without the command: a clock lock over GPUs
     that are all at rest. It then agrees with the command and proves nothing.
@@ -57,6 +58,7 @@ class Readback(msgspec.Struct, frozen=True, kw_only=True):
 
     in_force: bool | None
     observed: Reading
+    lowest_mhz: Reading = None
     shown: bool = True
     power_w: Reading = None
     detail: str = ""

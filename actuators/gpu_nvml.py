@@ -173,6 +173,7 @@ class NvmlActuator:
         return Readback(
             in_force=False if over and not permits else None if troubles else True,
             observed=max(seen),
+            lowest_mhz=None if by_power or troubles else min(seen),
             shown=by_power or permits or max(seen) > cap - 2 * self._host.sku.step_mhz,
             power_w=sum(power) if len(power) == self._host.gpu_count else None,
             detail="; ".join([*([] if permits else over), *(text for text, _ in troubles)]),

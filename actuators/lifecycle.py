@@ -22,6 +22,7 @@ that has nothing of ours on it: a killed agent never takes its own cap for what 
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ RECENT = 64
 """Command ids remembered. An older repeat is known by its lease, issued before that of the one obeyed."""
 
 KEEPERS: tuple[Path, ...] = ("in_band", "out_of_band", "brake")
-"""Which path writes the safe share and gives back what was found: the first of these that is offered."""
+"""Which path writes the safe share and gives back what was found: the first of these that is offered,
+and for a share that it cannot write the next."""
 
 _NEVER: Instant = 1 << 62
 _WANTED: Mapping[Intent, str] = {
@@ -130,7 +132,8 @@ class HostAgent:
         self._share = share
         self._file = StateFile(state_file) if state_file else None
         self._deadlines = deadlines
-        self._keeper: Path = next(path for path in KEEPERS if path in actuators)
+        self._keepers = tuple(path for path in KEEPERS if path in actuators)
+        self._keeper = self._keepers[0]
         self._share_lock, self._share_limit = _as_commands(share, source)
         self._kept: Kept | None = None
         self._blind = False  # the first look at the device failed, and this was said
@@ -142,6 +145,10 @@ class HostAgent:
         self._ends: Span = _NEVER  # the live lease, by elapsed time
         self._expires: Instant = _NEVER  # and by the wall clock
         self._lands: Span = 0  # when the last write must have reached the device
+        self._earlier: set[int] = set()  # clocks at which an earlier lock may still hold a GPU, MHz
+        self._landed: Span = 0  # when all that was written is in force at the latest
+        self._apart: Span = 0  # from when a reading is of what is wanted, and not of what was before
+        self._answers = False  # the last reading came back
         self._due: Span = 0  # when there is something to do if no command comes
 
     # ---- what the runtime calls ----
@@ -222,14 +229,20 @@ class HostAgent:
 
     def _take_up(self, now: Instant, out: list[Outcome]) -> None:
         """A host that nothing is known of: see what is there, then take it to its safe share."""
-        try:
-            found = self._actuators[self._keeper].inspect()
-        except ActuatorError as error:
-            if not self._blind:
-                self._say(out, Failed, now, None, f"the settings in force cannot be read: {error}")
-            self._blind = True
+        found: Found | None = None
+        troubles: list[str] = []
+        for path in self._keepers:
+            try:
+                found = self._actuators[path].inspect()
+                break
+            except ActuatorError as error:
+                troubles.append(str(error))
+        if troubles and not self._blind:
+            detail = f"the settings in force cannot be read: {'; '.join(troubles)}"
+            self._say(out, Failed, now, None, detail)
+        self._blind = found is None
+        if found is None:
             return
-        self._blind = False
         self._kept = Kept(host=self.host.path, found=found)
         self._turn_to("safe_share", self._kept, now, out, "no lease at start")
 
@@ -245,6 +258,7 @@ class HostAgent:
             alive = kept.saved_at <= now < lease.expires_at
             if alive or lease.on_expiry == "hold":
                 kept.settled = False
+                self._leave(self._share.max_mhz, kept)  # for all that is known
                 self._grant(lease if alive else None, now)
                 how = "taken up again" if alive else "held, its lease over, and taken up again"
                 self._begin(kept, now, out, f"{how} after a restart")
@@ -273,24 +287,36 @@ class HostAgent:
     # ---- taking a command ----
 
     def _take(self, command: Command, now: Instant, out: list[Outcome]) -> None:
-        kept = self._kept
+        kept = self._kept or self._unread(command)
         if kept is None:
             self._say(out, Refused, now, command, "what would have to be given back cannot be read")
             return
         if command.id in kept.recent:
             return
         kept.recent = (*kept.recent[1 - RECENT :], command.id)
-        why_not = refusal(command, kept, self._actuators, now)
+        why_not = refusal(command, kept, self._actuators, now, self._share)
         if why_not:
             self._say(out, Refused, now, command, why_not)
             return
         assert isinstance(command, GpuCommand)
+        self._kept = kept
         kept.epoch = max(kept.epoch, command.lease.epoch)
         old = kept.command if kept.intent == "obey" else None
         if old is not None and same_setting(old, command) and (kept.settled or self._effort):
             self._renew(kept, old, command, now, out)
         else:
             self._obey(kept, command, now, out)
+
+    def _unread(self, command: Command) -> Kept | None:
+        """What to go on from with `command` where no path can be read: a brake, or a lock by another path
+        than the keeper's that tightens, does not wait, and the devices' default limits stand for what was
+        found. None for anything else."""
+        kept = Kept(host=self.host.path, found=Found(), holding=tuple(self._actuators))
+        if isinstance(command, Brake):
+            return kept
+        if not isinstance(command, LockClocks) or command.path == self._keeper:
+            return None
+        return None if loosens(command, kept, self._share) else kept
 
     def _renew(
         self, kept: Kept, old: GpuCommand, command: GpuCommand, now: Instant, out: list[Outcome]
@@ -308,7 +334,8 @@ class HostAgent:
 
     def _obey(self, kept: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:
         before = msgspec.structs.replace(kept)
-        if kept.settled and kept.intent in ("restore", "release"):
+        afresh = kept.settled and kept.intent in ("restore", "release")
+        if afresh and not isinstance(command, Brake):
             self._look_afresh(kept)
         kept.brake = None if isinstance(command, Brake) else engaged(kept)
         kept.command, kept.intent, kept.settled = command, "obey", False
@@ -318,11 +345,11 @@ class HostAgent:
             self._say(out, Refused, now, command, "it would loosen, and a killed agent could not undo it")
             return
         effort = self._new_effort(command.path, f"written by {command.path}")
-        try:
-            effort.power_w = self._actuators[command.path].verify(command).power_w
-        except ActuatorError:
-            effort.power_w = None  # its effect will be unknown
-        try:
+        if self._answers and not LANDED[command.path]:  # what is slower is read after the write, see _seen
+            with contextlib.suppress(ActuatorError):  # its effect will be unknown
+                effort.power_w = self._actuators[command.path].verify(command).power_w
+        self._leave(self._ceiling(before), kept)
+        try:  # a brake before anything is read: a device that hangs in a read takes no write after it
             self._write(kept, effort)
         except NotAttempted as error:
             _revert(kept, before)
@@ -332,6 +359,9 @@ class HostAgent:
         self._say_replaced(before, command, now, out)
         self._grant(command.lease, now)
         self._effort, self._following = effort, ()
+        if afresh and isinstance(command, Brake):  # which changes nothing of what is looked at
+            self._look_afresh(kept)
+            self._save(kept, now)
 
     def _say_replaced(self, before: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:
         """What became of the commands before `command`. A brake under a newer lock is released later."""
@@ -349,8 +379,10 @@ class HostAgent:
         if lease is None:
             self._ends = self._expires = _NEVER
         else:
-            left = min(lease.expires_at - now, lease.expires_at - lease.issued_at)
-            self._ends, self._expires = self._elapsed + left, lease.expires_at
+            left, self._expires = lease.expires_at - lease.issued_at, _NEVER
+            if now < lease.expires_at:  # else it is one that is taken though this clock is ahead
+                left, self._expires = min(lease.expires_at - now, left), lease.expires_at
+            self._ends = self._elapsed + left
 
     def _lapse(self, kept: Kept, now: Instant, out: list[Outcome], why: str) -> None:
         """The lease is over: do as it says."""
@@ -379,7 +411,10 @@ class HostAgent:
         why: str,
     ) -> None:
         """Leave the command for the safe share, or for what was found."""
+        before = self._ceiling(kept)
         kept.intent, kept.settled = intent, False
+        self._keeper = self._keepers[0]
+        self._leave(before, kept)
         kept.holding = _with(kept.holding, self._keeper)
         self._following = ()
         self._grant(None, now)
@@ -422,26 +457,35 @@ class HostAgent:
 
     def _write(self, kept: Kept, effort: _Effort) -> None:
         """Write what is wanted. Raises NotAttempted; any other failure is noted, and tried again."""
+        path = self._path(kept)
         try:
-            if kept.intent == "obey":
-                assert kept.command is not None
-                self._actuators[kept.command.path].apply(kept.command, kept.found)
-            elif kept.intent == "safe_share":
-                self._actuators[self._keeper].fall_back(self._share, kept.found)
-            else:
+            if kept.intent in ("restore", "release"):
                 self._release(kept)
+            else:
+                self._put(kept, path)
         except NotAttempted:
             raise
         except ActuatorError as error:
             self._postpone(effort, str(error))
+            if kept.intent == "safe_share":
+                self._keeper = self._keepers[(self._keepers.index(path) + 1) % len(self._keepers)]
+                kept.holding = _with(kept.holding, self._keeper)
             if error.lasting and kept.intent == "obey":
                 effort.deadline = self._elapsed
         else:
             effort.written, effort.trouble = True, ""
             # Not written again before it must have been seen: a slow path has it in hand.
-            self._lands = self._elapsed + self._deadlines[self._path(kept)]
-            effort.landed_at = self._elapsed + LANDED[self._path(kept)]
+            self._lands = self._elapsed + self._deadlines[path]
+            effort.landed_at = self._elapsed + LANDED[path]
             effort.write_at = _NEVER if kept.intent == "obey" else self._lands
+
+    def _put(self, kept: Kept, path: Path) -> None:
+        """Write the command's setting, or the safe share, by `path`. Raises ActuatorError."""
+        self._landed = max(self._landed, self._elapsed + LANDED[path])
+        if kept.intent == "safe_share":
+            self._actuators[path].fall_back(self._share, kept.found)
+        elif kept.command is not None:
+            self._actuators[path].apply(kept.command, kept.found)
 
     def _postpone(self, effort: _Effort, trouble: str) -> None:
         effort.written, effort.trouble = False, trouble
@@ -472,7 +516,10 @@ class HostAgent:
             effort.trouble = str(error)
             return False
         effort.trouble = seen.detail or "not yet seen in force"
-        if not seen.in_force or not (seen.shown or self._elapsed >= effort.landed_at):
+        if effort.power_w is None and self._elapsed < effort.landed_at:
+            effort.power_w = seen.power_w  # a slow path has not changed it yet
+        shown = seen.shown and not self._unseen(kept)
+        if not seen.in_force or not (shown or self._elapsed >= effort.landed_at):
             return False
         self._settle(kept, effort, seen, now, out)
         return True
@@ -495,7 +542,15 @@ class HostAgent:
             self._say(out, Refused if refused else Failed, now, kept.command, detail)
 
     def _read_back(self, kept: Kept) -> Readback:
-        """Whether what is wanted is in force. Raises ActuatorError."""
+        """Whether what is wanted is in force; what else this tells is noted. Raises ActuatorError."""
+        self._answers = False
+        seen = self._read(kept)
+        self._answers = True
+        if seen.lowest_mhz is not None and self._elapsed >= self._apart:
+            self._earlier = {mhz for mhz in self._earlier if mhz >= seen.lowest_mhz}
+        return seen
+
+    def _read(self, kept: Kept) -> Readback:
         if kept.intent == "obey":
             assert kept.command is not None
             return self._actuators[kept.command.path].verify(kept.command)
@@ -528,7 +583,9 @@ class HostAgent:
             if seen.power_w is not None and effort.power_w is not None:
                 effect_w = seen.power_w - effort.power_w
             observed = {"observed": seen.observed, "effect_w": effect_w}
-            self._say(out, Verified, now, kept.command, seen.detail, observed)
+            unseen = "not seen: not every GPU ran above the earlier lock" if self._unseen(kept) else ""
+            detail = "; ".join(filter(None, (seen.detail, unseen)))
+            self._say(out, Verified, now, kept.command, detail, observed)
             if not isinstance(kept.command, Brake):  # a brake is held by its own path alone
                 self._follow(kept, _without(kept.holding, kept.command.path), now, out)
         elif kept.intent == "safe_share":
@@ -549,22 +606,60 @@ class HostAgent:
         self._following = ()
         for path in paths:
             try:
-                if kept.intent == "safe_share":
-                    self._actuators[path].fall_back(self._share, kept.found)
-                elif kept.command is not None:
-                    self._actuators[path].apply(kept.command, kept.found)
+                self._put(kept, path)
             except ActuatorError:
                 self._following = (*self._following, path)  # tighter, which is safe; tried again
         if self._following:
             return
         newer = kept.command.id if kept.intent == "obey" and kept.command else _WANTED[kept.intent]
-        if kept.intent == "obey" and isinstance(kept.command, LockClocks) and self._permits(kept.command):
-            kept.holding = ()
+        self._let_go(kept)
         self._release_brake(kept, f"{newer} was read back", now, out)
 
-    def _permits(self, command: LockClocks) -> bool:
-        """Whether it is the permission to run uncapped, which leaves nothing of ours on the device."""
-        return command.max_mhz >= self.host.sku.max_mhz
+    def _let_go(self, kept: Kept) -> None:
+        """A permission to run uncapped leaves nothing of ours on the device, once that was seen."""
+        permits = kept.intent == "obey" and isinstance(kept.command, LockClocks)
+        if permits and self._ceiling(kept) >= self.host.sku.max_mhz and not self._unseen(kept):
+            kept.holding = ()
+
+    # ---- a looser setting that a slow path may have lost ----
+
+    def _ceiling(self, kept: Kept) -> int:
+        """How fast what is wanted lets the GPUs run, MHz."""
+        if kept.intent == "safe_share":
+            return self._share.max_mhz
+        if kept.intent == "obey" and isinstance(kept.command, LockClocks | Brake):
+            return kept.command.max_mhz
+        return self.host.sku.max_mhz
+
+    def _leave(self, mhz: int, kept: Kept) -> None:
+        """A lock at `mhz` gives way to what is wanted now."""
+        if mhz < self._ceiling(kept):
+            self._earlier.add(mhz)
+        self._apart = self._landed
+
+    def _unseen(self, kept: Kept) -> bool:
+        """Whether a slow path may have lost what was to loosen an earlier lock: no GPU reads above what
+        it is allowed, and so only one above the earlier lock shows that it is gone."""
+        if kept.intent != "safe_share" and not (
+            kept.intent == "obey" and isinstance(kept.command, LockClocks)
+        ):
+            return False
+        ceiling = self._ceiling(kept)
+        return any(mhz < ceiling for mhz in self._earlier) and any(LANDED[path] for path in kept.holding)
+
+    def _insist(self, kept: Kept, now: Instant) -> None:
+        """Write by the slow paths again what was not seen to loosen; never before the last must have
+        landed, since this would come after what is commanded meanwhile."""
+        if self._unseen(kept):
+            for path in kept.holding:
+                if LANDED[path]:
+                    self._lands = max(self._lands, self._elapsed + self._deadlines[path])
+                    with contextlib.suppress(ActuatorError):  # tighter, which is safe; tried again
+                        self._put(kept, path)
+        elif kept.holding and not self._following:
+            self._let_go(kept)
+            if not kept.holding:
+                self._save(kept, now)
 
     def _release_brake(self, kept: Kept, why: str, now: Instant, out: list[Outcome]) -> None:
         if kept.brake is not None:
@@ -590,9 +685,11 @@ class HostAgent:
         if kept.settled and seen.in_force is False:
             kept.settled = False
             self._begin(kept, now, out, f"lost, and written again: {seen.detail}")
-        elif not kept.settled and seen.in_force:
+        elif kept.settled:
+            self._insist(kept, now)
+        elif seen.in_force:
             self._settle(kept, self._new_effort(self._path(kept), ""), seen, now, out)
-        elif not kept.settled:  # it failed, which was told; its lease counts, and so it is tried again
+        else:  # it failed, which was told; its lease counts, and so it is tried again
             self._effort = self._new_effort(self._path(kept), "")
             self._effort.accepted = self._effort.told = True
             self._pursue(kept, now, out)

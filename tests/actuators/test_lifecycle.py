@@ -14,6 +14,7 @@ from support.boards import GPU_IS_LOST, Boards, Wiring, make_host
 from actuators.gpu_nvml import NvmlActuator
 from actuators.lifecycle import CHECK_MS, DEADLINES, HostAgent
 from schemas.commands import Drain
+from schemas.commands import Path as Way
 from schemas.instants import MINUTE, SECOND
 from schemas.outcomes import Failed, Lapsed, Refused, Released, Verified
 
@@ -57,8 +58,8 @@ def test_a_lock_is_verified_by_the_clock_read_back_with_its_effect_in_watts() ->
     stand.start()
     stand.wait(41 * SECOND)  # the share's own way is as slow
     permission = lock(MAX_MHZ, stand.now, path="out_of_band")
-    assert kinds(stand.give(permission)) == ["Accepted", "Verified"]  # nothing to be seen
-    stand.wait(41 * SECOND)
+    assert kinds(stand.give(permission)) == ["Accepted"]
+    assert kinds(stand.wait(41 * SECOND)) == ["Verified"]
     before_w = sum(map(stand.boards.power_w, stand.boards.gpus))
     cap = lock(1275, stand.now, path="out_of_band")
     assert kinds(stand.give(cap)) == ["Superseded", "Accepted"]
@@ -288,6 +289,32 @@ def test_a_command_that_comes_after_its_lease_is_refused() -> None:
     assert at_safe_share(stand)
 
 
+def test_a_brake_is_taken_by_a_host_whose_clock_is_ahead() -> None:
+    stand = Hosted("in_band", "brake")
+    stand.start()
+    stand.give(lock(MAX_MHZ, stand.now - 2 * MINUTE, ttl=10 * MINUTE))
+    pulled = brake(stand.now - 2 * MINUTE + 1)  # by the controller's clock
+    assert pulled.lease.expires_at < stand.now
+    assert kinds(stand.give(pulled)) == ["Superseded", "Accepted"]
+    assert kinds(stand.wait(6 * SECOND)) == ["Verified"]
+    assert set(stand.boards.clocks) == {285}
+    older = brake(stand.now - 3 * MINUTE, max_mhz=600)
+    assert "issued before" in stand.give(older)[0].detail
+    stand.wait(LEASE_END)
+    assert kinds(stand.said[-1:]) == ["Lapsed"]
+    assert "held until a newer command" in stand.said[-1].detail
+    assert set(stand.boards.clocks) == {285}
+
+
+def test_what_is_held_after_its_lease_comes_too_late_only_to_loosen() -> None:
+    stand = Hosted()
+    stand.start()
+    late = stand.now - 2 * MINUTE
+    assert "expired on arrival" in stand.give(lock(MAX_MHZ, late, on_expiry="hold"))[0].detail
+    assert at_safe_share(stand)
+    assert kinds(stand.give(lock(900, late + 1, on_expiry="hold"))) == ["Accepted", "Verified"]
+
+
 def test_a_late_message_does_not_undo_a_newer_one() -> None:
     stand = Hosted()
     stand.start()
@@ -361,6 +388,41 @@ def test_a_brake_in_the_same_batch_goes_first_and_a_lock_as_old_does_not_release
     outcomes = stand.give(lock(1110, stand.now, path="out_of_band"), brake(stand.now))
     assert kinds(outcomes) == ["Superseded", "Refused", "Accepted"]
     assert "not newer than brake" in outcomes[1].detail
+
+
+def test_a_brake_is_written_before_anything_is_read() -> None:
+    stand = braked()
+    line = stand.intercept("brake", on="never")
+    keeper = stand.intercept("in_band", on="never")
+    stand.agent.release_all(stand.now)
+    line.calls.clear()
+    keeper.calls.clear()
+    stand.give(brake(stand.now))
+    assert line.calls == ["apply", "verify"]
+    assert keeper.calls == ["inspect"]
+
+
+def test_a_device_that_does_not_answer_is_written_before_it_is_read() -> None:
+    stand = Hosted()
+    in_band = stand.intercept("in_band", on="verify")
+    stand.start()
+    stand.give(lock(1275, stand.now))
+    in_band.failing = True
+    stand.wait(CHECK_MS + SECOND)
+    in_band.calls.clear()
+    stand.give(lock(900, stand.now))
+    assert in_band.calls == ["apply", "verify"]
+    assert set(stand.boards.clocks) == {900}
+
+
+def test_a_slow_path_is_written_before_it_is_read() -> None:
+    stand = Hosted("out_of_band")
+    out_of_band = stand.intercept("out_of_band", on="never")
+    stand.start()
+    stand.wait(41 * SECOND)
+    out_of_band.calls.clear()
+    stand.give(lock(900, stand.now, path="out_of_band"))
+    assert out_of_band.calls == ["apply", "verify"]
 
 
 @either_wiring
@@ -611,6 +673,118 @@ def test_a_host_whose_driver_is_away_is_taken_up_when_it_comes_back() -> None:
     stand.boards.gpus[1].refusal = 0
     assert kinds(stand.wait(3 * SECOND)) == ["Lapsed"]
     assert at_safe_share(stand)
+
+
+# ---- a path that cannot be read, or not be written ----
+
+
+def unread(*paths: Way) -> Hosted:
+    """A host of which nothing is known and of which `paths` cannot be read."""
+    stand = Hosted("in_band", "out_of_band", "brake")
+    for path in paths:
+        stand.intercept(path, on="inspect").failing = True
+    return stand
+
+
+def test_a_host_whose_driver_hangs_at_a_fresh_start_is_kept_by_its_other_paths() -> None:
+    stand = unread("in_band")
+    stand.intercept("in_band", on="fall_back").failing = True
+    failed = stand.start()[0]
+    assert "the settings in force cannot be read: inspect fails" in failed.detail
+    outcomes = stand.wait(45 * SECOND)
+    assert kinds(outcomes)[-1] == "Lapsed"  # by the controller in the machine
+    assert at_safe_share(stand)
+    assert kinds(stand.give(brake(stand.now))) == ["Accepted"]
+    stand.wait(6 * SECOND)
+    assert set(stand.boards.clocks) == {285}
+
+
+def test_a_brake_and_a_tighter_lock_are_taken_where_nothing_can_be_read() -> None:
+    stand = unread("in_band", "out_of_band", "brake")
+    stand.start()
+    (refused,) = stand.give(lock(MAX_MHZ, stand.now, path="out_of_band"))
+    assert refused.detail == "what would have to be given back cannot be read"
+    assert kinds(stand.give(lock(900, stand.now, path="out_of_band"))) == ["Accepted"]
+    stand.wait(41 * SECOND)
+    assert set(stand.boards.clocks) == {900}
+
+    stand = unread("in_band", "out_of_band", "brake")
+    stand.start()
+    assert kinds(stand.give(brake(stand.now))) == ["Accepted"]
+    stand.wait(6 * SECOND)
+    assert set(stand.boards.clocks) == {285}
+
+
+# ---- a looser setting that gets lost ----
+
+
+def lossy(*, lost: int) -> Hosted:
+    """A host at its safe share by its slow path alone, which loses the next `lost` writes."""
+    stand = Hosted("out_of_band")
+    stand.start()
+    stand.wait(41 * SECOND)
+    stand.boards.lose = lost
+    return stand
+
+
+def test_a_permission_that_was_lost_is_written_until_the_gpus_run_above_the_earlier_lock() -> None:
+    stand = lossy(lost=3)  # three of the four writes that it takes
+    command = lock(MAX_MHZ, stand.now, path="out_of_band", ttl=10 * MINUTE)
+    assert kinds(stand.give(command)) == ["Accepted"]
+    assert stand.wait(39 * SECOND) == []
+    (verified,) = stand.wait(2 * SECOND)
+    assert isinstance(verified, Verified)
+    assert verified.detail == "not seen: not every GPU ran above the earlier lock"
+    assert not as_found(stand)
+    assert stand.wait(110 * SECOND) == []
+    assert as_found(stand)
+    stand.boards.writes.clear()
+    assert stand.wait(2 * MINUTE) == []
+    assert stand.boards.writes == []
+
+
+def test_a_looser_lock_that_was_lost_is_written_again_though_a_tighter_one_would_agree() -> None:
+    stand = lossy(lost=4)
+    stand.give(lock(1275, stand.now, path="out_of_band", ttl=10 * MINUTE))
+    stand.wait(41 * SECOND)
+    assert set(stand.boards.clocks) == {SHARE_MHZ}
+    stand.wait(110 * SECOND)
+    assert set(stand.boards.clocks) == {1275}
+
+
+def test_a_lost_permission_under_a_newer_tighter_lock_is_not_forgotten() -> None:
+    stand = lossy(lost=8)
+    stand.give(lock(MAX_MHZ, stand.now, path="out_of_band", ttl=10 * MINUTE))
+    stand.wait(45 * SECOND)
+    stand.give(lock(1275, stand.now, path="out_of_band", ttl=10 * MINUTE))  # also lost
+    stand.wait(3 * MINUTE)
+    assert set(stand.boards.clocks) == {1275}
+
+
+def test_gpus_at_rest_show_no_permission_and_it_is_written_on_without_a_word() -> None:
+    stand = lossy(lost=0)
+    for board in stand.boards.gpus:
+        board.busy = False
+    stand.give(lock(MAX_MHZ, stand.now, path="out_of_band", ttl=10 * MINUTE))
+    assert kinds(stand.wait(41 * SECOND)) == ["Verified"]
+    stand.boards.writes.clear()
+    assert stand.wait(3 * MINUTE) == []
+    assert 0 < len(stand.boards.writes) <= 4 * 4
+
+
+def test_a_brake_line_that_lost_its_release_is_released_again() -> None:
+    stand = Hosted("in_band", "brake")
+    stand.start()
+    stand.give(lock(MAX_MHZ, stand.now, ttl=10 * MINUTE))
+    stand.give(brake(stand.now + 1))
+    stand.wait(6 * SECOND)
+    stand.boards.lose_by = "brake"
+    stand.boards.lose = 4
+    stand.give(lock(MAX_MHZ, stand.now, ttl=10 * MINUTE))
+    stand.wait(6 * SECOND)
+    assert set(stand.boards.clocks) == {285}
+    stand.wait(30 * SECOND)
+    assert as_found(stand)
 
 
 # ---- clocks ----

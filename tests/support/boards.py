@@ -99,7 +99,8 @@ class _Landing:
 
 
 class Boards:
-    """The GPUs of a host. `writes` is every setting accepted, as (path, gpu, setting, value)."""
+    """The GPUs of a host. `writes` is every setting accepted, as (path, gpu, setting, value). The next
+    `lose` of them get lost on the way, of those by the path `lose_by` where that is set."""
 
     def __init__(
         self,
@@ -115,6 +116,8 @@ class Boards:
         self.wiring = wiring
         self.now: Span = 0
         self.writes: list[tuple[Path, int, Setting, float]] = []
+        self.lose = 0
+        self.lose_by: Path | None = None
         registers: tuple[Path, ...] = host.paths if wiring == "own" else ("in_band",)
         self.gpus = [
             Board(
@@ -132,6 +135,9 @@ class Boards:
     def write(self, path: Path, gpu: int, setting: Setting, value: float) -> None:
         """Accept a setting."""
         self.writes.append((path, gpu, setting, value))
+        if self.lose and path == (self.lose_by or path):
+            self.lose -= 1
+            return
         register: Path = path if self.wiring == "own" else "in_band"
         at = self.now + self.latencies[path]
         landing = _Landing(at, len(self.writes), register, self.gpus[gpu], setting, value)
