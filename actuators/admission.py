@@ -6,8 +6,11 @@ from collections.abc import Collection
 
 from actuators.state_file import Kept
 from schemas.commands import Brake, Command, GpuCommand, LimitPower, LockClocks, Path
-from schemas.instants import Instant, to_text
+from schemas.instants import SECOND, Instant, Span, to_text
 from schemas.shares import SafeShare
+
+_CLOCKS_APART: Span = 2 * SECOND
+"""How far the clocks of a controller and an agent may be apart (our choice)."""
 
 
 def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant, share: SafeShare) -> str:
@@ -29,12 +32,12 @@ def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant,
     late = now >= lease.expires_at and (lease.on_expiry != "hold" or loosens(command, kept, share))
     if late or lease.issued_at >= lease.expires_at:
         return f"expired on arrival: its lease ended at {to_text(lease.expires_at)}"
-    if kept.command is not None and _age(command) < _age(kept.command):
+    if kept.command is not None and _before(command, kept.command, now):
         return f"issued before {kept.command.id}, which arrived before it"
     brake = engaged(kept)
     if brake is not None and isinstance(command, LimitPower):
         return f"brake {brake.id} is engaged, and only a clock lock releases it"
-    if brake is not None and isinstance(command, LockClocks) and _age(command) <= _age(brake):
+    if brake is not None and isinstance(command, LockClocks) and not _before(brake, command, now):
         return f"not newer than brake {brake.id}, which is engaged"
     return ""
 
@@ -65,6 +68,16 @@ def loosens(command: GpuCommand, kept: Kept, share: SafeShare) -> bool:
     if isinstance(command, LimitPower):
         return not isinstance(old, LimitPower) or command.limit_w > old.limit_w
     return isinstance(old, LimitPower) or command.max_mhz > old.max_mhz
+
+
+def _before(one: Command, other: Command, now: Instant) -> bool:
+    """Whether `one` is older than `other`. A command issued later than this very moment shows that the
+    clock was set back since: against it, what arrives counts as newer."""
+    if one.lease.epoch == other.lease.epoch:
+        ahead = [command.lease.issued_at > now + _CLOCKS_APART for command in (one, other)]
+        if ahead[0] != ahead[1]:
+            return ahead[0]
+    return _age(one) < _age(other)
 
 
 def _age(command: Command) -> tuple[int, Instant]:

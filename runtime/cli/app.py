@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from actuators.base import ActuatorError
 from collectors.base import CollectorError
+from controllers.clock_table import Uncalibrated
 from runtime.config import ConfigError
 from runtime.inbox import InboxError
 from runtime.ledger.audit import UnknownCommand
@@ -57,6 +58,7 @@ _OPERATORS = (
     UnknownId,
     AmbiguousId,
     UnknownCommand,
+    Uncalibrated,
 )
 """Errors whose text is for the operator. Any other is a fault of ours, and shows where it was."""
 

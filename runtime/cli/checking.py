@@ -77,7 +77,7 @@ def _describe(setup: Setup) -> None:
         gpus = sum(host.gpu_count for host in row.hosts)
         low = sum(host.priority == "low" for host in row.hosts)
         ratio = row.rated_w / row.budget_w
-        over = "oversubscribed" if ratio > 1.0 else "not oversubscribed: nothing has to be capped"
+        over = "oversubscribed" if ratio > 1.0 else "not oversubscribed"
         say(
             f"{row.path}: {len(row.hosts)} hosts ({low} of low priority), {gpus} GPUs; nameplate "
             f"{watts(row.rated_w)} on a budget of {watts(row.budget_w)}, {ratio:.2f}×, {over}"

@@ -21,7 +21,7 @@ from runtime.cli.plots import plot_demo
 from runtime.cli.printing import Json, console, emit, print_walk, progress, share, span, watts
 from runtime.cli.replaying import policy_for, replay_source
 from runtime.clock import SystemClock
-from runtime.config import Setup, load_setup
+from runtime.config import ConfigError, Setup, load_setup
 from runtime.hosts.embedded import Records
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
@@ -76,9 +76,16 @@ def demo(
         Print the comparison as one line of JSON.
     """
     began = SystemClock().monotonic()
-    for left in (out / name for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")):
-        left.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    if minutes < 1:
+        raise ConfigError(f"--minutes {minutes}: must be 1 or more")
+    if (out / "host.lock").exists():
+        raise ConfigError(f"{out}: is the state directory of a host; name another with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in (out / name for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     arms, uncapped = _run_arms(minutes, seed, out)
     setup = demo_setup("polca")
     picture = plot_demo(arms, setup.site.rows[0], setup.policy, out / "row.png")

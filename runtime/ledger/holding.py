@@ -128,7 +128,7 @@ class _Story(msgspec.Struct):
         match outcome:
             case Verified() | Renewed() if command not in self.over:
                 self.held, self.ended = outcome, None
-            case Superseded() | Released() | Lapsed() if not (isinstance(outcome, Lapsed) and lasting):
+            case Superseded() | Released() | Lapsed() if not (lasting and _only_the_lease(outcome)):
                 self.over.add(command)
                 # What ends another command ends nothing here: a brake's release follows the read-back
                 # of the lock that released it.
@@ -136,6 +136,11 @@ class _Story(msgspec.Struct):
                     self.held, self.ended = None, outcome
             case Failed() if of_held:
                 self.held, self.ended = None, outcome
+
+
+def _only_the_lease(outcome: Outcome) -> bool:
+    """Whether a lapse ended the lease alone. One that tells of the safe share took the host there."""
+    return isinstance(outcome, Lapsed) and "safe share" not in outcome.detail
 
 
 def _holding(ledger: Ledger, target: str, life: list[Event], at: Instant) -> Holding:

@@ -351,6 +351,9 @@ def test_a_row_is_held_although_its_hosts_clock_is_set(step_s: int) -> None:
     assert len(known) > len(after) / 2, "and was not blind for the length of the step"
     assert not plant.tripped
     assert plant.statistics().over_budget_s <= 6
+    asked = {command.id for beat in after for command in beat.commands}
+    refused = [e for beat in after for e in beat.inputs if isinstance(e, Refused) and e.command in asked]
+    assert refused == [], "the agents took what the set clock issued"
 
 
 def test_a_release_gives_an_oversubscribed_row_to_its_safe_shares_and_stops_commanding_it() -> None:

@@ -255,8 +255,9 @@ def test_without_nvidia_s_package_the_extra_is_named(
     machine = Machine(tmp_path)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert run(["run", "--config", str(machine.config)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "install windrow with its extra, windrow[gpu]" in line
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1][:15] for line in lines] == ["collectors[0].k", "actuators[0].ki"]
+    assert all("pip install 'windrow[gpu]'" in line for line in lines)
 
 
 # ---- releases where no host runs ----
