@@ -24,6 +24,7 @@ from runtime.control_loop import ControlLoop
 from runtime.health import Health, HealthServer
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
+from runtime.journal import Journal
 from runtime.ledger.patient import PatientLedger
 from runtime.ledger.selection import told_to_us
 from runtime.ledger.standing import last_decisions, last_troubles, standing
@@ -154,7 +155,9 @@ def on_this_machine(
         samples = stack.enter_context(_collected(config, setup, clock))
         timer = LeaseTimer(agents_of(config, setup, state), clock, source="actuator")
         health = Health(clock)
-        observers = [measured.observe, _signs(health, loop, samples, timer, measured)]
+        journal = Journal()
+        health.ask(lambda: journal.standing)
+        observers = [journal.observe, measured.observe, _signs(health, loop, samples, timer, measured)]
         if record is not None:
             header = header_of(setup, epoch, clock.now(), "windrow run")
             observers.append(stack.enter_context(Recorder(record, header)).write)

@@ -319,7 +319,7 @@ def test_a_released_host_is_left_alone_by_the_next_until_it_is_resumed(machine: 
     before = len(recorded(machine, LockClocks))
     assert machine.at_safe_share
     assert run(["resume", "lab", *state]) == 0
-    eventually(lambda: machine.locks == [0, 0], "a resumed host is allowed to run above its safe share")
+    eventually(lambda: not machine.at_safe_share, "a resumed host is allowed to run above its safe share")
     assert len(recorded(machine, LockClocks)) > before
     assert machine.stop() == 0
 

@@ -71,6 +71,14 @@ host = "{HOST}"
 """
 
 
+POLICY = """
+allow_fraction_defaults = true
+period_ms = 500
+[guardrails]
+dwell_ms = 2000
+"""
+
+
 class Machine:
     """The files of a machine that is its site's only host, and a host process on it.
 
@@ -86,7 +94,9 @@ class Machine:
         self.port = _free_port()
         named = f'uuids = {{ "r01/h01" = [{", ".join(map(repr, uuids))}] }}\n' if uuids else ""
         self.site = self._file("site.toml", SITE.format(budget_w=budget_w) + named)
-        self.policy = self._file("policy.toml", "allow_fraction_defaults = true\nperiod_ms = 500\n")
+        self.policy = self._file(
+            "policy.toml", "allow_fraction_defaults = true\nperiod_ms = 500\n[guardrails]\ndwell_ms = 2000\n"
+        )
         self.config = self._file("host.toml", CONFIG.format(port=self.port))
         self.state_dir = folder / "state"
         self.ledger = self.state_dir / "ledger.sqlite"
