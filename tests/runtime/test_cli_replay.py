@@ -115,7 +115,7 @@ def test_the_caps_come_and_go_in_the_recording_that_ships(
 ) -> None:
     assert run(["replay", str(SMALL), "--json"]) == 0
     (summary,) = json.loads(capsys.readouterr().out)["summaries"]
-    assert summary["modes_s"].keys() >= {"U", "T1", "T2a"}
+    assert summary["modes_s"].keys() >= {"T1", "T2a", "T2b"}
     assert summary["capped_minutes"]["low"] > 5
 
 
