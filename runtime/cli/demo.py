@@ -30,7 +30,7 @@ from runtime.source import open_source
 from runtime.summary import Summary, Summing
 from runtime.wiring import Unkept, on_twin, plant_of
 from schemas.commands import LockClocks
-from schemas.instants import MINUTE, Instant, from_text
+from schemas.instants import MINUTE, Instant, from_text, to_text
 from schemas.outcomes import Verified
 from twin.breaker import TripCurve
 from twin.row import History, Statistics
@@ -107,7 +107,8 @@ def demo(
         console.print()
         ledger, recording = out / "ledger.sqlite", out / "recording.jsonl.gz"
         console.print(f"plot       {picture}")
-        console.print(f"ledger     {ledger}, to ask: windrow audit alerts --ledger {ledger}", soft_wrap=True)
+        ask = f"windrow audit who --target {row.path}/r01 --at {to_text(START + 38 * MINUTE)}"
+        console.print(f"ledger     {ledger}, to ask: {ask} --ledger {ledger}", soft_wrap=True)
         console.print(f"recording  {recording}, to replay: windrow replay {recording}", soft_wrap=True)
     return 0 if _held(arms[-1]) else 1
 
