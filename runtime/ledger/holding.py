@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from runtime.ledger.standing import covers, pins
+from controllers.view import covers
+from runtime.ledger.standing import pins
 from runtime.ledger.store import Ledger
 from schemas.commands import Brake, Command, LimitPower, LockClocks
 from schemas.envelope import Event

@@ -19,11 +19,6 @@ from schemas.operators import Pin, ReleaseAll, Resume, Unpin
 from schemas.samples import UpsSample
 
 
-def covers(subject: str, path: str) -> bool:
-    """Whether a location path is `subject` or lies below it."""
-    return path == subject or path.startswith(subject + "/")
-
-
 def pins(ledger: Ledger, at: Instant) -> tuple[Pin, ...]:
     """The pins in force at `at`: the newest of each subject, unless it expired or was taken back."""
     held: dict[str, Pin] = {}
