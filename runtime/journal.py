@@ -25,8 +25,9 @@ class Journal:
 
     @property
     def standing(self) -> str:
-        """The emergencies that are open and the refusals that stand, in words; empty when none."""
-        return "; ".join(self._open.values())
+        """The emergencies that are open and the refusals that stand, in words; empty when none. It may be
+        asked from any thread: the values are taken at once, for the loop changes them meanwhile."""
+        return "; ".join(tuple(self._open.values()))
 
     def observe(self, beat: Beat) -> None:
         """Take one beat in."""
