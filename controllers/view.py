@@ -46,7 +46,7 @@ from schemas.outcomes import (
     Verified,
 )
 from schemas.samples import PowerRollup
-from schemas.topology import Host, Row
+from schemas.topology import Host, Row, covers
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,11 +169,6 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     def pins_on(self, host: Host) -> tuple[Pin, ...]:
         """The pins that cover a host: its own, its rack's and its row's."""
         return tuple(pin for pin in self.pins if covers(pin.subject, host.path))
-
-
-def covers(subject: str, path: str) -> bool:
-    """Whether a location path is `subject` or lies under it."""
-    return path == subject or path.startswith(subject + "/")
 
 
 def view(state: ViewState, row: Row, now: Instant) -> View:

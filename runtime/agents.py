@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from actuators.leases import LeaseTimer
 from actuators.lifecycle import HostAgent
-from controllers.view import covers
 from schemas.commands import Command
 from schemas.envelope import Event
 from schemas.instants import Instant
+from schemas.topology import covers
 
 
 def by_target(commands: Sequence[Command]) -> dict[str, list[Command]]:

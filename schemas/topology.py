@@ -17,6 +17,11 @@ from schemas.skus import Sku
 Priority: TypeAlias = Literal["low", "high"]
 
 
+def covers(subject: str, path: str) -> bool:
+    """Whether a path is `subject` or lies below it, in either tree."""
+    return path == subject or path.startswith(subject + "/")
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """A server. `rated_w` is its nameplate, GPUs included. `uuids` are its GPUs' UUIDs in index
     order where the site file states them, else empty. `paths` are the command paths it offers."""
@@ -110,4 +115,4 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def covered(self, path: str) -> tuple[Host, ...]:
         """The hosts at or under a location path (a host, a rack, a row or the site)."""
-        return tuple(h for h in self.hosts.values() if h.path == path or h.path.startswith(path + "/"))
+        return tuple(h for h in self.hosts.values() if covers(path, h.path))

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from actuators.lifecycle import DEADLINES, KEEPERS, HostAgent
-from controllers.view import covers
 from runtime.agents import InlineAgents
 from runtime.cli.operating import SOURCE, STATE_DIR, By, State, known
 from runtime.cli.printing import Json, console, emit, progress, say, watts
@@ -28,6 +27,7 @@ from schemas.commands import Path
 from schemas.envelope import Event
 from schemas.instants import SECOND, Span
 from schemas.operators import ReleaseAll
+from schemas.topology import covers
 
 
 class GivenBack(msgspec.Struct, frozen=True):

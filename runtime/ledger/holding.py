@@ -11,7 +11,6 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from controllers.view import covers
 from runtime.ledger.standing import pins
 from runtime.ledger.store import Ledger
 from schemas.commands import Brake, Command, LimitPower, LockClocks
@@ -29,6 +28,7 @@ from schemas.outcomes import (
     Superseded,
     Verified,
 )
+from schemas.topology import covers
 
 State: TypeAlias = Literal[
     "in force",  # read back, and its lease is alive or holds beyond its end
