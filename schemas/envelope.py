@@ -51,7 +51,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
 
 class Tick(Event, frozen=True, kw_only=True, tag=True):
     """The control loop's beat for a row, itself an event: folds act on it, so that the same events
-    and beats give the same results live, in replay and however they were cut into batches."""
+    and beats give the same results live, in replay and however they were cut into batches.
+
+    On a bus it says besides what the beat takes in, so that whoever reads the row's partition can do
+    the same beat again: `upto` is, by topic, the offset that the beat's inputs end before; `besides`
+    are the messages (JSON) that came from no topic: the host's own alarms, what a restart remembers.
+    `epoch` is that of the controller whose beat it is; 0 where the host has one epoch for all.
+    """
+
+    epoch: int = 0
+    upto: dict[str, int] = {}
+    besides: tuple[str, ...] = ()
+
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        return (str(self.epoch),) if self.epoch else ()
 
 
 class DeadLetter(Event, frozen=True, kw_only=True, tag=True):

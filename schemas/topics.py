@@ -14,7 +14,11 @@ from schemas.instants import HOUR, Span
 
 
 class Topic(NamedTuple):
-    """One row of the table. `compact` keeps the last message per key instead of deleting by age."""
+    """One row of the table. `compact` keeps the last message per key instead of deleting by age.
+
+    A topic without types of its own holds what another part of the pipeline says of them: the ledger's
+    records are messages of any type, a snapshot is no message at all.
+    """
 
     name: str
     types: tuple[type[envelope.Event], ...]
@@ -97,6 +101,9 @@ TOPICS: tuple[Topic, ...] = (
         14,
     ),
     Topic("windrow.dead-letters", (envelope.DeadLetter,), "row", 8, 30 * DAY, 15),
+    # One partition: the order of the record is the order of its hash chain, the same for whoever rebuilds it.
+    Topic("windrow.ledger", (), "site", 1, 400 * DAY, 16),
+    Topic("windrow.snapshots", (), "row", 32, 7 * DAY, 17, compact=True),
 )
 
 BY_TYPE: dict[type[envelope.Event], Topic] = {kind: topic for topic in TOPICS for kind in topic.types}
