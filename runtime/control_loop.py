@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from controllers.policy import CappingPolicy
 from controllers.view import View, view
+from runtime.metronome import Metronome
 from runtime.row_loop import Beat, RowLoop, RowState
 from schemas.envelope import Event, Tick
 from schemas.instants import Instant
-from schemas.samples import FeedSample, UpsSample
 from schemas.topology import Site
 
-_TICK_SOURCE = "runtime/control-loop"
+TICK_SOURCE = "runtime/control-loop"
 
 
 def rows_by_subject(site: Site) -> dict[str, tuple[str, ...]]:
@@ -53,11 +53,7 @@ class ControlLoop:
         self.states: dict[str, RowState] = {path: loop.initial() for path, loop in self.loops.items()}
         self.strangers: dict[str, int] = {}
         self._rows_of = rows_by_subject(site)
-        self._budget_w = {row.path: row.budget_w for row in site.rows}
-        self._meters_of = {row.path: frozenset(row.meters) for row in site.rows}
-        self._next_beat: dict[str, Instant] = dict.fromkeys(self.loops, 0)
-        self._last_beat: dict[str, Instant] = dict.fromkeys(self.loops, -1)
-        self._dirty: set[str] = set()
+        self._metronomes = {row.path: Metronome(row, policy) for row in site.rows}
 
     def offer(self, events: Iterable[Event]) -> None:
         """Hand events to the rows they concern; they speak at the rows' next beat."""
@@ -69,39 +65,28 @@ class ControlLoop:
                 continue
             for row in rows:
                 self.states[row].pending.append(event)
-                if self._cannot_wait(event, row):
-                    self._dirty.add(row)
+                self._metronomes[row].hear(event)
 
     def due(self, now: Instant) -> tuple[str, ...]:
-        """The rows to beat now, in site-file order: those whose period has passed, and dirty ones.
-
-        No row beats twice in one millisecond; a clock that was set back does not silence a row.
-        """
-        period = self.policy.period_ms
-        due = []
-        for row, at in self._next_beat.items():
-            set_back = now < self._last_beat[row] - period
-            if now >= at or set_back or (row in self._dirty and now > self._last_beat[row]):
-                due.append(row)
-        return tuple(due)
+        """The rows to beat now, in site-file order."""
+        return tuple(row for row, metronome in self._metronomes.items() if metronome.due(now))
 
     def next_beat(self, now: Instant) -> Instant:
         """When the next row is due; now, while a row cannot wait."""
-        return now if self._dirty else max(now, min(self._next_beat.values()))
+        return min(metronome.next_beat(now) for metronome in self._metronomes.values())
 
     def beat(self, row: str, now: Instant) -> Beat:
         """Close the row's beat at `now`."""
-        tick = Tick(at=now, source=_TICK_SOURCE, subject=row)
-        self.states[row], (beat,) = self.loops[row].step(self.states[row], [tick])
-        period = self.policy.period_ms
-        self._next_beat[row] = now - now % period + period  # on the grid, so that beats do not drift
-        self._last_beat[row] = now
-        self._dirty.discard(row)
+        tick = Tick(at=now, source=TICK_SOURCE, subject=row)
+        beat = self.replay(tick)
+        self._metronomes[row].beaten(now)
         return beat
 
-    def replay(self, tick: Tick, inputs: Sequence[Event]) -> Beat:
+    def replay(self, tick: Tick, inputs: Sequence[Event] = ()) -> Beat:
         """Close a beat exactly as it was recorded: these inputs, this tick, this row."""
         row = tick.subject
+        if tick.anew:
+            self.states[row] = self.loops[row].initial()
         self.states[row], (beat,) = self.loops[row].step(self.states[row], [*inputs, tick])
         return beat
 
@@ -117,11 +102,4 @@ class ControlLoop:
     @property
     def dirty(self) -> bool:
         """Whether a row wants its beat before its period has passed."""
-        return bool(self._dirty)
-
-    def _cannot_wait(self, event: Event, row: str) -> bool:
-        if isinstance(event, UpsSample):
-            return event.on_battery is True or event.healthy is False
-        if isinstance(event, FeedSample) and event.subject in self._meters_of[row]:
-            return event.breaker_closed is False or (event.power_w or 0.0) > self._budget_w[row]
-        return False
+        return any(metronome.dirty for metronome in self._metronomes.values())

@@ -71,7 +71,8 @@ def in_total_order(events: Sequence[Event]) -> list[Event]:
 class RowLoop:
     """The loop of one row under one policy.
 
-    `epoch` is the controller's number, higher at each start: it fences commands of an earlier one.
+    `epoch` is the controller's number, higher at each start: it fences commands of an earlier one. A tick
+    that names an epoch of its own is beaten under that one, so that a beat done again says what it said.
     """
 
     def __init__(self, row: Row, policy: CappingPolicy, *, epoch: int) -> None:
@@ -122,7 +123,8 @@ class RowLoop:
         seen = view(state.view, self.row, tick.at)
         wish = arbitrate([capping.decide(seen, self.policy, tick.at, source=self.source)])
         decision = guard(wish, seen, self.policy, tick.at)
-        commands = reconcile(decision, seen, self.policy, tick.at, epoch=self.epoch, source=self.source)
+        epoch = tick.epoch or self.epoch
+        commands = reconcile(decision, seen, self.policy, tick.at, epoch=epoch, source=self.source)
         state.view = fold(state.view, [decision, *commands])
         return Beat(
             tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands)

@@ -56,10 +56,12 @@ class Tick(Event, frozen=True, kw_only=True, tag=True):
     On a bus it says besides what the beat takes in, so that whoever reads the row's partition can do
     the same beat again: `upto` is, by topic, the offset that the beat's inputs end before; `besides`
     are the messages (JSON) that came from no topic: the host's own alarms, what a restart remembers.
-    `epoch` is that of the controller whose beat it is; 0 where the host has one epoch for all.
+    `epoch` is that of the controller whose beat it is; 0 where the host has one epoch for all. `anew`:
+    the controller remembered nothing of the row, which begins here as a new one.
     """
 
     epoch: int = 0
+    anew: bool = False
     upto: dict[str, int] = {}
     besides: tuple[str, ...] = ()
 
