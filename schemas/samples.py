@@ -1,4 +1,4 @@
-"""Samples: what collectors read off the plant, and the row's sum of it.
+"""Samples: what collectors read off the plant, the row's sum of it, and the site's.
 
 A sample holds readings as they were taken, unknown as ``None``. Judging them (stale, stuck,
 impossible) is the work of the streams; a collector only says what the device said.
@@ -147,3 +147,45 @@ class PowerRollup(Event, frozen=True, kw_only=True, tag=True):
     hottest_c: Reading = None
     hosts_known: int = 0
     hosts_total: int = 0
+
+
+class RowSummary(Event, frozen=True, kw_only=True, tag=True):
+    """One beat of a row as its site needs to know it; subject is the row, cause the rollup and the
+    decision that it sums up.
+
+    Power and coverage are the rollup's, mode, `shortfall_w` and `refusal` the decision's.
+    """
+
+    power_w: Reading
+    upper_w: float
+    coverage_ratio: float
+    mode: str
+    shortfall_w: float = 0.0
+    refusal: str = ""
+    hottest_c: Reading = None
+
+
+class SitePower(Event, frozen=True, kw_only=True, tag=True):
+    """A site's power at one tick, and how much of it is known; subject is the site.
+
+    `power_w` is the sum of its rows, None where one of them is unknown; `known_w` is the sum of those
+    that are known, so that the site draws at least that; `upper_w` bounds it from above: an unknown row
+    counts as its own upper bound says, a silent one at its nameplate. `coverage_ratio` is the share of
+    the site's nameplate power with a trusted reading. `modes` counts rows by the mode they are in.
+    `silent` are the rows that have said nothing for too long, or never; their mode is not counted.
+    `refusing` counts rows whose policy would not decide. `strangers` counts words since the last tick
+    of rows that the site does not have.
+    """
+
+    power_w: Reading
+    known_w: float
+    upper_w: float
+    budget_w: float
+    coverage_ratio: float
+    rows_total: int
+    modes: dict[str, int] = {}
+    silent: tuple[str, ...] = ()
+    refusing: int = 0
+    shortfall_w: float = 0.0
+    hottest_c: Reading = None
+    strangers: int = 0

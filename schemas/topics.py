@@ -104,6 +104,8 @@ TOPICS: tuple[Topic, ...] = (
     # One partition: the order of the record is the order of its hash chain, the same for whoever rebuilds it.
     Topic("windrow.ledger", (), "site", 1, 400 * DAY, 16),
     Topic("windrow.snapshots", (), "row", 32, 7 * DAY, 17, compact=True),
+    Topic("windrow.summaries", (samples.RowSummary,), "site", 8, 2 * DAY, 18),
+    Topic("windrow.sites", (samples.SitePower,), "site", 8, 30 * DAY, 19),
 )
 
 BY_TYPE: dict[type[envelope.Event], Topic] = {kind: topic for topic in TOPICS for kind in topic.types}
