@@ -11,17 +11,19 @@ RUNS := .venv/.windrow-installed
 DEVELOPS := .venv/.windrow-installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+SUPPORT := env PYTHONPATH=tests $(BIN)/python -m support
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench counterparts kafka influx clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@printf '\n  ARGS="..." is passed on to demo, test and bench; PYTHON=... makes .venv from another Python.\n'
 
 demo: $(RUNS) ## Run the whole loop against the simulated plant
 	@$(BIN)/windrow demo $(ARGS)
 
-test: $(DEVELOPS) ## Run the tests, in parallel (WORKERS=0: in one process)
+test: $(DEVELOPS) counterparts ## Run the tests, in parallel (WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses $(MAX_WORKERS) $(ARGS)
 
 check: $(DEVELOPS) ## Lint, formatting, types and import contracts
@@ -32,6 +34,18 @@ check: $(DEVELOPS) ## Lint, formatting, types and import contracts
 
 bench: $(DEVELOPS) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Before the tests, because a first build takes longer than a test may. What cannot be had here is said,
+# and its tests are skipped with the reason (in CI they fail).
+counterparts: $(DEVELOPS) ## Fetch Kafka and build InfluxDB for the tests, once
+	@$(SUPPORT).kafka_broker prepare || true
+	@$(SUPPORT).influx_server prepare || true
+
+kafka: $(DEVELOPS) ## Run a Kafka on port 9092 until Ctrl-C, data in out/kafka (ARGS="--port N --folder D")
+	@exec $(SUPPORT).kafka_broker serve $(ARGS)
+
+influx: $(DEVELOPS) ## Run an InfluxDB on port 8086 until Ctrl-C, data in out/influx (ARGS as for kafka)
+	@exec $(SUPPORT).influx_server serve $(ARGS)
 
 clean: ## Remove .venv, builds and caches
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, settings
 from support.counterparts import in_ci
 
-pytest_plugins = ["support.nvml_fixtures"]
+pytest_plugins = ["support.nvml_fixtures", "support.server_fixtures"]
 
 # No deadline: a shared machine pauses for longer than any honest one. In CI the examples are the same
 # at each run, so that a change is judged by what it changed.
