@@ -17,7 +17,14 @@
     host = "ams1/row-b/r07/h03"
     path = "in_band"
 
-A machine that is the only host of its site needs no such file: `single_host` makes it from the site.
+    [kafka]                             # where the parts of a site are processes of their own
+    servers = ["kafka-1:9092"]          # and how they are reached: runtime/bus/settings.py
+
+    [influx]                            # the time series of the archive
+    url = "https://influx:8086"         # and what it asks for: runtime/bus/settings.py
+
+Each command needs some of it, and says which. A machine that is the only host of its site needs no
+such file: `single_host` makes it from the site.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from typing import get_args
 import msgspec
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, read_policy
+from runtime.bus.settings import InfluxConfig, KafkaConfig, read_influx, read_kafka
 from runtime.registry import ACTUATORS, COLLECTORS, lacking
 from schemas.commands import Path
 from schemas.instants import MINUTE, SECOND, Span
@@ -77,6 +85,29 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     listen: str = LISTEN
     collectors: tuple[CollectorConfig, ...] = ()
     actuators: tuple[ActuatorConfig, ...] = ()
+    kafka: KafkaConfig | None = None
+    influx: InfluxConfig | None = None
+
+    def sources(self) -> tuple[CollectorConfig, ...]:
+        """What is read here. Raises ConfigError where the file names nothing."""
+        if not self.collectors:
+            meaning = "write [[collectors]], once for each of the sources read here"
+            raise ConfigError(f"{self.name}: collectors is missing: {meaning}")
+        return self.collectors
+
+    def bus(self) -> KafkaConfig:
+        """The brokers of the site. Raises ConfigError where the file names none."""
+        if self.kafka is None:
+            meaning = "write [kafka] with servers, the site's brokers"
+            raise ConfigError(f"{self.name}: kafka is missing: {meaning}")
+        return self.kafka
+
+    def series(self) -> InfluxConfig:
+        """The time-series database of the site. Raises ConfigError where the file names none."""
+        if self.influx is None:
+            meaning = "write [influx] with url, org and bucket, the site's time series"
+            raise ConfigError(f"{self.name}: influx is missing: {meaning}")
+        return self.influx
 
     def dry(self) -> HostConfig:
         """The same without a device that could be set."""
@@ -211,10 +242,14 @@ def read_host_config(path: pathlib.Path) -> HostConfig:
         policy=path.parent / policy if policy else None,
         state_dir=path.parent / root.text("state_dir", "where the ledger and the hosts' state live"),
         listen=_listen(root),
-        collectors=tuple(_collector(table) for table in root.tables("collectors", "the sources read here")),
+        collectors=tuple(
+            _collector(table) for table in root.tables("collectors", "the sources read here", needed=False)
+        ),
         actuators=tuple(
             _actuator(table) for table in root.tables("actuators", "the settings made here", needed=False)
         ),
+        kafka=read_kafka(root, path.parent),
+        influx=read_influx(root),
     )
     root.close()
     if root.problems:

@@ -92,6 +92,17 @@ class Table:
             return ""
         return text
 
+    def texts(self, key: str, meaning: str) -> tuple[str, ...]:
+        """A list of texts in quotes, at least one."""
+        value = self.raw[key] if self.has(key) else None
+        if value is None:
+            self.missing(key, meaning)
+        elif isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
+            return tuple(value)
+        else:
+            self.wrong(key, f"must be a list of texts in quotes, at least one ({meaning})")
+        return ()
+
     def choices(self, key: str, known: Collection[str], meaning: str) -> tuple[str, ...]:
         """A list of texts of `known`, each once."""
         value = self.raw[key] if self.has(key) else []

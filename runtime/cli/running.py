@@ -185,7 +185,9 @@ def _chosen(
     if config is not None:
         if site is not None or policy is not None or state_dir is not None:
             raise ConfigError("--config names the site, the policy and the state directory: leave them out")
-        return read_host_config(config)
+        chosen = read_host_config(config)
+        chosen.sources()  # without one nothing would ever be known
+        return chosen
     if site is None:
         raise ConfigError("name a site file, or a host's configuration with --config")
     return single_host(site, policy, state_dir or STATE_DIR)

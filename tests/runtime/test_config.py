@@ -117,7 +117,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(folder: pathlib.Path
     assert refusals(folder, 'state_dirr = "x"\n' + SOUND) == [
         (
             'host.toml: state_dirr = "x": no such key here; did you mean state_dir? '
-            "there is policy, site, state_dir, health, collectors, actuators"
+            "there is policy, site, state_dir, health, collectors, actuators, kafka, influx"
         )
     ]
 
@@ -147,7 +147,21 @@ def test_what_is_missing_is_named_with_what_it_is(folder: pathlib.Path) -> None:
     assert refusals(folder, "") == [
         "host.toml: site is missing: the site file",
         "host.toml: state_dir is missing: where the ledger and the hosts' state live",
+    ]
+
+
+def test_what_only_some_commands_need_is_asked_for_by_them(folder: pathlib.Path) -> None:
+    (folder / "host.toml").write_text('site = "site.toml"\nstate_dir = "state"\n', encoding="utf-8")
+    config = read_host_config(folder / "host.toml")
+    said = []
+    for need in (config.sources, config.bus, config.series):
+        with pytest.raises(ConfigError) as refused:
+            need()
+        said.append(str(refused.value).removeprefix(f"{folder}/"))
+    assert said == [
         "host.toml: collectors is missing: write [[collectors]], once for each of the sources read here",
+        "host.toml: kafka is missing: write [kafka] with servers, the site's brokers",
+        "host.toml: influx is missing: write [influx] with url, org and bucket, the site's time series",
     ]
 
 
