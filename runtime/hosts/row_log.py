@@ -28,8 +28,10 @@ and what outlives a row's memory (people's words, open troubles, the last decisi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from controllers.view import View, view
 from runtime.control_loop import TICK_SOURCE
@@ -38,7 +40,7 @@ from runtime.metronome import Metronome
 from runtime.row_loop import Beat, RowLoop, RowState
 from schemas import codec
 from schemas.envelope import Event, Tick
-from schemas.instants import Instant
+from schemas.instants import Instant, Span, to_text
 from schemas.topics import BY_TYPE, TOPICS
 
 TICKS = BY_TYPE[Tick].name
@@ -48,6 +50,10 @@ INPUTS = tuple(topic.name for topic in TOPICS if topic.key == "row" and topic.ra
 HELD_AT_MOST = 4_000
 """Messages of one topic that a row holds before it asks for no more: two minutes of 32 hosts at 1 Hz, some
 tens of megabytes (our choice)."""
+
+_PATIENCE_PERIODS = 3
+"""How long a tick may be under way, and an owner silent, before another is proposed (our choice: the
+agents' leases run for 90 s, and a row's readings are unknown after 5)."""
 
 
 class Snapshot(NamedTuple):
@@ -65,32 +71,37 @@ class RowLog:
     its own (`mine`). `worker` must be another at each start of a process: two hosts of one name would
     take each other's ticks for their own.
 
-    `redone` is the last beat before the row became this host's: its owner may have died before it sent
-    what it said, so that is sent again, before anything else (every message is known by its id).
-    `ignored` counts ticks that were passed over, `unread` messages in ticks that could not be read.
+    `epoch` is the highest read and `owner` the source of its first tick. `redone` is set when the row
+    becomes this host's: the beat before its first, whose owner may have died before it sent what that
+    said. Send it again, before the first own beat, and set it None; every message is known by its id.
+    `ignored` counts ticks that were passed over, `unread` words in ticks that could not be read.
     """
 
     def __init__(self, loop: RowLoop, *, worker: str) -> None:
         self.loop = loop
         self.source = f"{TICK_SOURCE}/{worker}"
         self.epoch = 0
-        """The highest epoch read, and who has it."""
         self.owner = ""
         self.redone: Beat | None = None
         self.refusal = ""
         self.ignored = 0
         self.unread = 0
+        self._patience: Span = _PATIENCE_PERIODS * loop.policy.period_ms
+        self._metronome = Metronome(loop.row, loop.policy)
         self._state: RowState | None = None
         self._done = Mark()
+        self._last: Beat | None = None
         self._read: dict[str, int] = {}
         self._held: dict[str, deque[tuple[int, Event]]] = {topic: deque() for topic in INPUTS}
         self._ticks: deque[tuple[int, Tick]] = deque()
+        self._words: tuple[str, ...] = ()
         self._told: dict[str, Event] = {}
         self._claimed = 0
-        self._metronome = Metronome(loop.row, loop.policy)
+        self._least = 0
         self._proposed_at: Instant | None = None
-        self._accepted = 0
-        self._noticed = (0, 0)
+        self._accepted = 0  # ticks; how many there were when last asked, and since when that many
+        self._noticed = 0
+        self._noticed_at: Instant = 0
 
     # -- reading the log --------------------------------------------------------------------------
 
@@ -98,78 +109,146 @@ class RowLog:
         """Begin with a snapshot; by topic, the offset to read on from. Call it first.
 
         Empty without one, and where it was made by other code, for another row or policy, or is no
-        snapshot (`refusal` then says so in words): the row begins anew, wherever one reads on from.
-        Reading on from an earlier offset is harmless, from a later one is not: where the group's
-        offsets are ahead of these, seek.
+        snapshot (`refusal` then says so in words): the row begins anew. Reading on from an earlier
+        offset is harmless, from a later one is not: where the group's offsets are ahead of these, seek.
+        Without a snapshot read the ticks from their beginning, for the epoch.
         """
-        ...
+        if snapshot is None:
+            return {}
+        try:
+            self._state, self._done = thaw(snapshot, self.loop)
+        except SnapshotRefused as why:
+            self.refusal = str(why)
+            self.above(why.epoch)
+            return {}
+        self.epoch, self.owner = self._done.epoch, self._done.owner
+        self._read = dict(self._done.upto)
+        self._metronome.beaten(self._done.at)
+        return self._done.upto
+
+    def above(self, epoch: int) -> None:
+        """Epochs up to this one have been used, as the ledger's commands say: a claim goes above them. The
+        log of ticks forgets after its retention, host agents do not."""
+        self._least = max(self._least, epoch)
 
     def take(self, topic: str, offset: int, event: Event) -> list[Beat]:
-        """A message of this row's key, in the order of its topic; the beats that could now be done.
+        """A message of this row's key, in the order of its topic; the beats that can be done with it.
 
-        `topic` is the name in the table of topics, INPUTS or TICKS. An offset that was taken before, or
-        that the snapshot covers, is passed over.
+        `topic` is the name in the table of topics, one of INPUTS or TICKS. An offset that was taken
+        before, or that the snapshot covers, is passed over.
         """
-        ...
+        if offset < self._read.get(topic, 0):
+            return []
+        if topic != TICKS:
+            self._held[topic].append((offset, event))
+            self._metronome.hear(event)
+        elif isinstance(event, Tick):
+            self._hear(offset, event)
+        return self.passed(topic, offset + 1)
 
     def passed(self, topic: str, offset: int) -> list[Beat]:
-        """The topic was read up to before `offset` and no more of this row is there: what was below may
-        be of other rows, unreadable, or gone for its age. The beats that could now be done."""
-        ...
+        """The topic was read up to before `offset`, and no more of this row is there: it is gone for its
+        age, or could not be read. The beats that can be done now."""
+        self._read[topic] = max(offset, self._read.get(topic, 0))
+        beats = []
+        while self._ticks and not self.waits:
+            beat = self._beat(*self._ticks.popleft())
+            if beat is not None:
+                beats.append(beat)
+        return beats
 
     def wants(self, topic: str) -> bool:
-        """Whether to hand over more of a topic: not while HELD_AT_MOST of it are held, unless a tick waits
-        for them. Ticks are always wanted."""
-        ...
+        """Whether to hand over more of a topic now: not while HELD_AT_MOST of it are held, unless a tick
+        waits for them."""
+        held = self._ticks if topic == TICKS else self._held[topic]
+        return len(held) < HELD_AT_MOST or any(
+            self._read.get(topic, 0) < tick.upto.get(topic, 0) for _, tick in self._ticks
+        )
 
     @property
     def waits(self) -> str:
         """What the next recorded tick waits for, in words; empty when every tick read has been done."""
-        ...
+        if not self._ticks:
+            return ""
+        _, tick = self._ticks[0]
+        for topic in INPUTS:
+            upto, read = tick.upto.get(topic, 0), self._read.get(topic, 0)
+            if read < upto:
+                return f"the beat of {to_text(tick.at)} waits for {topic} up to {upto}, read to {read}"
+        return ""
 
     # -- beating ----------------------------------------------------------------------------------
 
     @property
     def cold(self) -> bool:
-        """Whether nothing is remembered of the row: a claim then begins it anew. Tell it first what
-        outlives a row's memory."""
-        ...
+        """Whether nothing is remembered of the row: a claim then begins it anew."""
+        return self._state is None
+
+    def remind(self, words: Iterable[Event]) -> None:
+        """What outlives a row's memory, from the ledger: it goes into the claim that begins the row anew,
+        and nowhere else. Replaces what was given before."""
+        self._words = tuple(codec.encode(event).decode() for event in words)
 
     def tell(self, events: Iterable[Event]) -> None:
-        """Something for the row that is on none of its topics: alarms of its host, a command withheld,
-        what a new controller is told. It goes into the next tick that this host proposes; a host that
-        loses the row forgets it."""
-        ...
+        """Something for the row that is on none of its topics: its host's alarms, a command withheld. It
+        goes into the next tick that this host proposes; a host that loses the row forgets it."""
+        for event in events:
+            self._told[codec.encode(event).decode()] = event
+            self._metronome.hear(event)
 
     def propose(self, now: Instant) -> Tick | None:
         """The tick to publish now, None when there is none to publish.
 
         A claim, when this host does not own the row: the first at once, a later one only after the owner
-        has been silent for three periods. Else the row's next beat, when it is due. One tick is under
-        way at a time; one that has not come back after two periods is given up (should it come after
-        all, it counts). Call it only once the log was read to where it ended at the start: the ticks to
-        their end, so that no recorded one is missing, and the inputs as far as they are wanted, so that
-        the first look is not one at old readings.
+        was silent for three periods. Else the row's next beat, when it is due. One tick is under way at a
+        time; one that has not come back after three periods is given up (should it come after all, it
+        counts). Call it only once the log was read to where it ended at the start: the ticks to their
+        end, so that no recorded one is missing, and the inputs as far as they are wanted, so that the
+        first look is not one at old readings.
         """
-        ...
+        if self._accepted != self._noticed:
+            self._noticed, self._noticed_at = self._accepted, now
+        if self._ticks or self._not_before(now) > now:
+            return None
+        if self.owns and not self._metronome.due(now):
+            return None
+        anew = self.cold
+        if not self.owns:
+            if not self._claimed:
+                self._noticed_at = now
+            self._claimed = max(self.epoch, self._least) + 1
+        self._proposed_at = now
+        upto = dict(self._done.upto) | {topic: held[-1][0] + 1 for topic, held in self._held.items() if held}
+        upto.pop(TICKS, None)
+        return Tick(
+            at=now,
+            source=self.source,
+            subject=self.loop.row.path,
+            epoch=self._claimed,
+            anew=anew,
+            upto=upto,
+            besides=(*(self._words if anew else ()), *self._told),
+        )
 
     def next_beat(self, now: Instant) -> Instant:
         """When to call `propose` again, unless a message is taken before."""
-        ...
+        return max(self._not_before(now), self._metronome.next_beat(now) if self.owns else now)
 
     @property
     def owns(self) -> bool:
-        """Whether the row is this host's, as far as the log was read. Ask right before commands are sent,
-        records kept and snapshots written."""
-        ...
+        """Whether the row is this host's, as far as the log was read. Ask right before commands are sent
+        and snapshots written."""
+        return self.owner == self.source and self.epoch == self._claimed
 
     def mine(self, beat: Beat) -> bool:
-        """Whether a beat is this host's own and it still owns the row: record it, then send what it said."""
-        ...
+        """Whether a beat is this host's own, and it still owns the row: record it, then send what it said."""
+        return self.owns and beat.tick.epoch == self.epoch
 
     def view(self, now: Instant) -> View:
         """The row as its controller sees it. Raises ValueError while nothing is remembered."""
-        ...
+        if self._state is None:
+            raise ValueError(f"nothing is remembered of {self.loop.row.path}")
+        return view(self._state.view, self.loop.row, now)
 
     # -- keeping ----------------------------------------------------------------------------------
 
@@ -180,4 +259,75 @@ class RowLog:
         the row is owned and after what the last beat said was sent, and acknowledge what it covers only
         when the broker has it.
         """
-        ...
+        if self._state is None:
+            return None
+        ticks = self._ticks[0][0] if self._ticks else self._read.get(TICKS, 0)
+        mark = msgspec.structs.replace(self._done, upto={**self._done.upto, TICKS: ticks})
+        return Snapshot(freeze(self._state, self.loop, mark), mark.upto)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _hear(self, offset: int, tick: Tick) -> None:
+        """A tick in the log: whose it is, is settled by its place there, before anything is done."""
+        claims = tick.epoch > self.epoch
+        known = tick.epoch == self.epoch and tick.source == self.owner
+        if tick.subject != self.loop.row.path or not (claims or known):
+            self.ignored += 1
+            return
+        self.epoch, self.owner = tick.epoch, tick.source
+        self._accepted += 1
+        self._ticks.append((offset, tick))
+        if self.owns:
+            self._proposed_at = None
+        elif self._claimed and tick.epoch >= self._claimed:
+            self._told.clear()
+            self._proposed_at = None
+
+    def _beat(self, offset: int, tick: Tick) -> Beat | None:
+        """Do a beat that the log holds. None where it is none: one more in the same millisecond, or of a
+        row of which nothing is remembered."""
+        mark = msgspec.structs.replace(self._done, epoch=tick.epoch, owner=tick.source)
+        if tick.at == mark.at:
+            self._done = mark
+            return None
+        inputs = []
+        for topic, held in self._held.items():
+            upto = tick.upto.get(topic, 0)
+            while held and held[0][0] < upto:
+                inputs.append(held.popleft()[1])
+        reached = {topic: max(n, mark.upto.get(topic, 0)) for topic, n in tick.upto.items()}
+        self._done = msgspec.structs.replace(mark, upto={**mark.upto, **reached}, at=tick.at)
+        for text in tick.besides:
+            self._told.pop(text, None)
+            try:
+                inputs.append(codec.decode(text.encode()))
+            except codec.Malformed:
+                self.unread += 1
+        self._metronome.beaten(tick.at)
+        for event in self._unheard():
+            self._metronome.hear(event)
+        if tick.anew:
+            self._state = self.loop.initial()
+        if self._state is None:
+            return None
+        self._state, (beat,) = self.loop.step(self._state, [*inputs, tick])
+        own = tick.source == self.source and tick.epoch == self._claimed
+        if own and self._last is not None and self._last.tick.epoch != tick.epoch:
+            self.redone = self._last
+        self._last = beat
+        return beat
+
+    def _unheard(self) -> Iterator[Event]:
+        for held in self._held.values():
+            for _, event in held:
+                yield event
+        yield from self._told.values()
+
+    def _not_before(self, now: Instant) -> Instant:
+        """When a tick may be proposed: not while another is under way, nor while the row's owner speaks."""
+        since = self._proposed_at
+        if since is None and not self.owns and self._claimed:
+            since = self._noticed_at
+        if since is None or now < since:  # the clock was set back
+            return now
+        return since + self._patience

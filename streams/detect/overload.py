@@ -50,7 +50,7 @@ class OverloadLimits(msgspec.Struct, frozen=True, kw_only=True):
     gap_ms: Span = 5 * SECOND
 
 
-class _Ups:
+class UpsTrouble:
     """One UPS: its episode, what was wrong during it, and since when all of that is right again."""
 
     __slots__ = ("episode", "heard", "well_since", "wrong")
@@ -62,7 +62,7 @@ class _Ups:
         self.well_since: Instant | None = None
 
 
-class _Feed:
+class FeedTrouble:
     """One feed: its episode, and how far it was heard."""
 
     __slots__ = ("episode", "heard")
@@ -95,8 +95,8 @@ class OverloadState:
         self.loss_phase: Phase = "cleared"
         self.known_at: Instant | None = None  # or when listening began
         self.known_run = 0
-        self.upses: dict[str, _Ups] = {}
-        self.feeds: dict[str, _Feed] = {}
+        self.upses: dict[str, UpsTrouble] = {}
+        self.feeds: dict[str, FeedTrouble] = {}
 
 
 class OverloadDetector:
@@ -211,7 +211,7 @@ class OverloadDetector:
     def _take_ups(self, state: OverloadState, sample: UpsSample, out: list[Emergency]) -> None:
         ups = state.upses.get(sample.subject)
         if ups is None:
-            ups = state.upses[sample.subject] = _Ups()
+            ups = state.upses[sample.subject] = UpsTrouble()
         before, at = ups.heard.at, self._dated(state, sample)
         limits, load = self._limits, sample.load_ratio
         wrong = {words for words, holds in _wrong(sample).items() if holds}
@@ -245,7 +245,7 @@ class OverloadDetector:
             return
         feed = state.feeds.get(sample.subject)
         if feed is None:
-            feed = state.feeds[sample.subject] = _Feed()
+            feed = state.feeds[sample.subject] = FeedTrouble()
         at = self._dated(state, sample)
         news = feed.heard.take(at)
         phase: Phase

@@ -50,7 +50,7 @@ _SCORE_EVERY = 30  # moments between two published scores: a minute at 2 s; our 
 _PRIOR_RISE = np.outer((0.09, 0.105, 0.118), (0.0, 0.5, 1.0))
 
 
-class _Issued:
+class Issued:
     """What was forecast at one tick: both models' values, and what their residuals are taken from."""
 
     __slots__ = ("centre_w", "forecasts_w", "level_w")
@@ -79,7 +79,7 @@ class PeakState:
         shape = (len(HORIZONS_S), len(QUANTILES))
         self.rolled_at: Instant = NEVER
         self.powers_w: list[float] = []
-        self.issued: deque[_Issued] = deque(maxlen=longest)
+        self.issued: deque[Issued] = deque(maxlen=longest)
         self.rises_w = [Trailing(_HISTORY_TICKS) for _ in HORIZONS_S]
         self.residuals_w = (
             [Trailing(_HISTORY_TICKS) for _ in range(shape[0] * shape[1])] if models > 1 else []
@@ -177,7 +177,7 @@ class PeakForecaster:
                 forecasts_w.append(_in_order(centre_w + np.reshape(offsets_w, centre_w.shape)))
             else:
                 why_not = f"only {len(state.residuals_w[0])} of {_ENOUGH} residuals on this row"
-        state.issued.append(_Issued(level_w, centre_w, forecasts_w))
+        state.issued.append(Issued(level_w, centre_w, forecasts_w))
         learned = len(forecasts_w) > 1 and not why_not
         out.append(
             PeakForecast(
