@@ -52,8 +52,10 @@ HELD_AT_MOST = 4_000
 tens of megabytes (our choice)."""
 
 _PATIENCE_PERIODS = 3
-"""How long a tick may be under way, and an owner silent, before another is proposed (our choice: the
-agents' leases run for 90 s, and a row's readings are unknown after 5)."""
+"""How long a tick may be under way, and an owner silent, before there is another (our choice: the agents'
+leases run for 90 s, and a row's readings are unknown after 5)."""
+
+_UNSURE_AT_MOST = 8  # owners that died one after the other, each in its first beat
 
 
 class Snapshot(NamedTuple):
@@ -72,8 +74,8 @@ class RowLog:
     take each other's ticks for their own.
 
     `epoch` is the highest read and `owner` the source of its first tick. `redone` is set when the row
-    becomes this host's: the beat before its first, whose owner may have died before it sent what that
-    said. Send it again, before the first own beat, and set it None; every message is known by its id.
+    becomes this host's: the beats before its own whose owners may have died before they sent what those
+    said. Record and send them again, in order, before the first own beat; every message is known by its id.
     `ignored` counts ticks that were passed over, `unread` words in ticks that could not be read.
     """
 
@@ -82,7 +84,7 @@ class RowLog:
         self.source = f"{TICK_SOURCE}/{worker}"
         self.epoch = 0
         self.owner = ""
-        self.redone: Beat | None = None
+        self.redone: tuple[Beat, ...] = ()
         self.refusal = ""
         self.ignored = 0
         self.unread = 0
@@ -90,7 +92,7 @@ class RowLog:
         self._metronome = Metronome(loop.row, loop.policy)
         self._state: RowState | None = None
         self._done = Mark()
-        self._last: Beat | None = None
+        self._unsure: deque[Beat] = deque(maxlen=_UNSURE_AT_MOST)
         self._read: dict[str, int] = {}
         self._held: dict[str, deque[tuple[int, Event]]] = {topic: deque() for topic in INPUTS}
         self._ticks: deque[tuple[int, Tick]] = deque()
@@ -98,7 +100,8 @@ class RowLog:
         self._told: dict[str, Event] = {}
         self._claimed = 0
         self._least = 0
-        self._proposed_at: Instant | None = None
+        self._proposed: Tick | None = None
+        self._proposed_at: Instant = 0
         self._accepted = 0  # ticks; how many there were when last asked, and since when that many
         self._noticed = 0
         self._noticed_at: Instant = 0
@@ -201,38 +204,28 @@ class RowLog:
 
         A claim, when this host does not own the row: the first at once, a later one only after the owner
         was silent for three periods. Else the row's next beat, when it is due. One tick is under way at a
-        time; one that has not come back after three periods is given up (should it come after all, it
-        counts). Call it only once the log was read to where it ended at the start: the ticks to their
-        end, so that no recorded one is missing, and the inputs as far as they are wanted, so that the
-        first look is not one at old readings.
+        time; one that has not come back after three periods is handed out again, the same.
+
+        Call it only when what the last own beat said was sent, and once the log was read to where it ended
+        at the start: the ticks to their end, so that no recorded one is missing, and the inputs as far as
+        they are wanted, so that the first look is not one at old readings.
         """
         if self._accepted != self._noticed:
             self._noticed, self._noticed_at = self._accepted, now
         if self._ticks or self._not_before(now) > now:
             return None
-        if self.owns and not self._metronome.due(now):
-            return None
-        anew = self.cold
-        if not self.owns:
-            if not self._claimed:
-                self._noticed_at = now
-            self._claimed = max(self.epoch, self._least) + 1
+        if self._proposed is None:
+            if self.owns and not self._metronome.due(now):
+                return None
+            self._proposed = self._tick(now)
+            self._noticed_at = now
         self._proposed_at = now
-        upto = dict(self._done.upto) | {topic: held[-1][0] + 1 for topic, held in self._held.items() if held}
-        upto.pop(TICKS, None)
-        return Tick(
-            at=now,
-            source=self.source,
-            subject=self.loop.row.path,
-            epoch=self._claimed,
-            anew=anew,
-            upto=upto,
-            besides=(*(self._words if anew else ()), *self._told),
-        )
+        return self._proposed
 
     def next_beat(self, now: Instant) -> Instant:
         """When to call `propose` again, unless a message is taken before."""
-        return max(self._not_before(now), self._metronome.next_beat(now) if self.owns else now)
+        waits = self._proposed is not None or not self.owns
+        return max(self._not_before(now), now if waits else self._metronome.next_beat(now))
 
     @property
     def owns(self) -> bool:
@@ -277,15 +270,16 @@ class RowLog:
         self.epoch, self.owner = tick.epoch, tick.source
         self._accepted += 1
         self._ticks.append((offset, tick))
-        if self.owns:
-            self._proposed_at = None
-        elif self._claimed and tick.epoch >= self._claimed:
+        if self._proposed is not None and tick.id == self._proposed.id:
+            self._proposed = None
+        elif self._claimed and not self.owns and tick.epoch >= self._claimed:
             self._told.clear()
-            self._proposed_at = None
+            self._proposed = None
 
     def _beat(self, offset: int, tick: Tick) -> Beat | None:
         """Do a beat that the log holds. None where it is none: one more in the same millisecond, or of a
         row of which nothing is remembered."""
+        before = self._done.epoch
         mark = msgspec.structs.replace(self._done, epoch=tick.epoch, owner=tick.source)
         if tick.at == mark.at:
             self._done = mark
@@ -311,10 +305,11 @@ class RowLog:
         if self._state is None:
             return None
         self._state, (beat,) = self.loop.step(self._state, [*inputs, tick])
-        own = tick.source == self.source and tick.epoch == self._claimed
-        if own and self._last is not None and self._last.tick.epoch != tick.epoch:
-            self.redone = self._last
-        self._last = beat
+        if tick.epoch == before:  # its owner beats on, so it has sent what it said until then
+            self._unsure.clear()
+        elif tick.source == self.source and tick.epoch == self._claimed:
+            self.redone = tuple(self._unsure)
+        self._unsure.append(beat)
         return beat
 
     def _unheard(self) -> Iterator[Event]:
@@ -323,11 +318,27 @@ class RowLog:
                 yield event
         yield from self._told.values()
 
+    def _tick(self, now: Instant) -> Tick:
+        anew = self.cold
+        if not self.owns:
+            self._claimed = max(self.epoch, self._least) + 1
+        upto = {topic: held[-1][0] + 1 for topic, held in self._held.items() if held}
+        return Tick(
+            at=now,
+            source=self.source,
+            subject=self.loop.row.path,
+            epoch=self._claimed,
+            anew=anew,
+            upto={topic: n for topic, n in (self._done.upto | upto).items() if topic != TICKS},
+            besides=(*(self._words if anew else ()), *self._told),
+        )
+
     def _not_before(self, now: Instant) -> Instant:
-        """When a tick may be proposed: not while another is under way, nor while the row's owner speaks."""
-        since = self._proposed_at
-        if since is None and not self.owns and self._claimed:
+        """When a tick may be handed out: not while one is under way, nor while the row's owner speaks."""
+        if self._proposed is not None:
+            since = self._proposed_at
+        elif self._claimed and not self.owns:
             since = self._noticed_at
-        if since is None or now < since:  # the clock was set back
+        else:
             return now
-        return since + self._patience
+        return since + self._patience if since <= now else now  # else the clock was set back
