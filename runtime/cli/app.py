@@ -19,7 +19,8 @@ from controllers.clock_table import Uncalibrated
 from runtime.config import ConfigError
 from runtime.inbox import InboxError
 from runtime.ledger.audit import UnknownCommand
-from runtime.ledger.store import AmbiguousId, LedgerMissing, LedgerUnreadable, LedgerUnwritable, UnknownId
+from runtime.ledger.book import AmbiguousId, LedgerUnreadable, UnknownId
+from runtime.ledger.store import LedgerMissing, LedgerUnwritable
 
 COMMANDS = {
     "demo": "runtime.cli.demo:demo",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from runtime.ledger.book import Book
 from runtime.ledger.holding import Holding, who
-from runtime.ledger.store import Ledger
 from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
@@ -49,7 +49,7 @@ class Walk(msgspec.Struct, frozen=True):
     row_after: PowerRollup | None
 
 
-def why(ledger: Ledger, identity: str) -> Walk:
+def why(ledger: Book, identity: str) -> Walk:
     """The walk of the command `identity`, or of the command that the outcome `identity` is of; the
     first characters of the id will do.
 
@@ -89,30 +89,31 @@ def why(ledger: Ledger, identity: str) -> Walk:
     )
 
 
-def _known(ledger: Ledger, identities: tuple[str, ...]) -> tuple[Event, ...]:
-    return tuple(event for event in map(ledger.get, identities) if event is not None)
+def _known(ledger: Book, identities: tuple[str, ...]) -> tuple[Event, ...]:
+    found = ledger.many(identities)
+    return tuple(found[identity] for identity in identities if identity in found)
 
 
-def _outcomes_of(ledger: Ledger, command: Command) -> tuple[Outcome, ...]:
+def _outcomes_of(ledger: Book, command: Command) -> tuple[Outcome, ...]:
     # A host's clock may be behind the controller's.
     said = ledger.of_type(Outcome.__subclasses__(), subject=command.target, since=command.at - MINUTE)
     return tuple(event for event in said if isinstance(event, Outcome) and event.command == command.id)
 
 
-def _commands_of(ledger: Ledger, decision: Decision) -> list[Command]:
+def _commands_of(ledger: Book, decision: Decision) -> list[Command]:
     """The commands that a decision led to: all of its own instant."""
     asked = ledger.of_type(Command.__subclasses__(), since=decision.at, until=decision.at)
     return [event for event in asked if isinstance(event, Command) and decision.id in event.cause]
 
 
-def _rollup_from(ledger: Ledger, row: str, since: Instant) -> PowerRollup | None:
+def _rollup_from(ledger: Book, row: str, since: Instant) -> PowerRollup | None:
     for event in ledger.of_type([PowerRollup], since=since, subject=row):
         assert isinstance(event, PowerRollup)
         return event
     return None
 
 
-def _not_a_command(ledger: Ledger, event: Event) -> str:
+def _not_a_command(ledger: Book, event: Event) -> str:
     told = f"{event.id} is a {type(event).__name__} of {event.subject}, not a command"
     commands = [command.id for command in _commands_of(ledger, event)] if isinstance(event, Decision) else []
     if not commands:
@@ -136,7 +137,7 @@ class Alert(msgspec.Struct, frozen=True):
     because: str
 
 
-def alerts(ledger: Ledger, since: Instant = 0) -> tuple[Alert, ...]:
+def alerts(ledger: Book, since: Instant = 0) -> tuple[Alert, ...]:
     """Emergencies that are open, or had a phase at or after `since`, by the time they were raised."""
     episodes: dict[str, list[Emergency]] = {}
     for event in ledger.of_type([Emergency]):

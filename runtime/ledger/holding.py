@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from runtime.ledger.book import Book
 from runtime.ledger.standing import pins
-from runtime.ledger.store import Ledger
 from schemas.commands import Brake, Command, LimitPower, LockClocks
 from schemas.envelope import Event
 from schemas.instants import Instant, to_text
@@ -74,7 +74,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def who(ledger: Ledger, target: str, at: Instant) -> tuple[Holding, ...]:
+def who(ledger: Book, target: str, at: Instant) -> tuple[Holding, ...]:
     """What held each target at, below or above the path `target` at the instant `at`.
 
     A target that was never commanded, and never said that it fell back, is not among the answers.
@@ -93,7 +93,7 @@ def who(ledger: Ledger, target: str, at: Instant) -> tuple[Holding, ...]:
     return tuple(holdings)
 
 
-def _recent_life(ledger: Ledger, target: str, at: Instant) -> list[Event]:
+def _recent_life(ledger: Book, target: str, at: Instant) -> list[Event]:
     """Commands and outcomes of a target up to `at`, oldest first, from the last read-back on.
 
     A read-back settles what is in force, so nothing older matters. All of its millisecond are taken:
@@ -144,7 +144,7 @@ def _only_the_lease(outcome: Outcome) -> bool:
     return isinstance(outcome, Lapsed) and "safe share" not in outcome.detail
 
 
-def _holding(ledger: Ledger, target: str, life: list[Event], at: Instant) -> Holding:
+def _holding(ledger: Book, target: str, life: list[Event], at: Instant) -> Holding:
     commands = {event.id: event for event in life if isinstance(event, Command)}
     story = _Story()
     for event in life:
@@ -188,7 +188,7 @@ def _holding(ledger: Ledger, target: str, life: list[Event], at: Instant) -> Hol
 
 
 def _in_force(
-    ledger: Ledger, target: str, story: _Story, held: Outcome, by_age: list[Command], at: Instant
+    ledger: Book, target: str, story: _Story, held: Outcome, by_age: list[Command], at: Instant
 ) -> Holding:
     command = next((command for command in by_age if command.id == held.command), None)
     if command is None:

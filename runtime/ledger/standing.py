@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from runtime.ledger.store import Ledger
+from runtime.ledger.book import Book
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event
@@ -19,7 +19,7 @@ from schemas.operators import Pin, ReleaseAll, Resume, Unpin
 from schemas.samples import UpsSample
 
 
-def pins(ledger: Ledger, at: Instant) -> tuple[Pin, ...]:
+def pins(ledger: Book, at: Instant) -> tuple[Pin, ...]:
     """The pins in force at `at`: the newest of each subject, unless it expired or was taken back."""
     held: dict[str, Pin] = {}
     for event in ledger.of_type([Pin, Unpin], until=at):
@@ -30,7 +30,7 @@ def pins(ledger: Ledger, at: Instant) -> tuple[Pin, ...]:
     return tuple(pin for pin in held.values() if at < pin.expires_at)
 
 
-def standing(ledger: Ledger, at: Instant) -> tuple[Event, ...]:
+def standing(ledger: Book, at: Instant) -> tuple[Event, ...]:
     """Everything people have said that holds at `at`, in the order it was said.
 
     Of releases and resumes the newest word on each subject stands, and a resume too is told: it may
@@ -43,7 +43,7 @@ def standing(ledger: Ledger, at: Instant) -> tuple[Event, ...]:
     return tuple(sorted(told, key=lambda event: event.at))
 
 
-def last_troubles(ledger: Ledger, at: Instant) -> tuple[UpsSample, ...]:
+def last_troubles(ledger: Book, at: Instant) -> tuple[UpsSample, ...]:
     """The samples behind UPS failovers that nobody has seen end: told again, so that the row is held
     until its UPSes themselves say that they are well."""
     open_: dict[str, Emergency] = {}
@@ -61,7 +61,7 @@ def last_troubles(ledger: Ledger, at: Instant) -> tuple[UpsSample, ...]:
     )
 
 
-def last_decisions(ledger: Ledger, rows: Collection[str], at: Instant) -> tuple[Decision, ...]:
+def last_decisions(ledger: Book, rows: Collection[str], at: Instant) -> tuple[Decision, ...]:
     """Each row's last decision, said again at `at` as something that a new controller is told: its mode
     and since when, and an open blast-radius breaker. What it knew of power and of calm is left behind."""
     found: dict[str, Decision] = {}

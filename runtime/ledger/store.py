@@ -18,9 +18,11 @@ import logging
 import os
 import pathlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, Self
 
+from runtime.ledger.book import ENOUGH, the_one
+from runtime.ledger.book import LedgerUnreadable as LedgerUnreadable  # for whoever opens a file
 from schemas import codec
 from schemas.envelope import Event
 from schemas.instants import Instant
@@ -50,6 +52,7 @@ CREATE TRIGGER no_update BEFORE UPDATE ON records
 CREATE TRIGGER no_delete BEFORE DELETE ON records
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 """
+_TAKEN = "CREATE TABLE IF NOT EXISTS taken (one INTEGER PRIMARY KEY CHECK (one = 1), upto INTEGER NOT NULL)"
 
 
 class LedgerUnwritable(Exception):
@@ -57,20 +60,8 @@ class LedgerUnwritable(Exception):
     text is the operator's."""
 
 
-class LedgerUnreadable(Exception):
-    """The file is no ledger, is damaged, or cannot be read from here; the text is the operator's."""
-
-
 class LedgerMissing(FileNotFoundError):
     """There is no ledger at the path that was to be read."""
-
-
-class UnknownId(LookupError):
-    """No record goes by the id that was asked for."""
-
-
-class AmbiguousId(LookupError):
-    """Several records have an id that begins so; the text names some."""
 
 
 class Ledger:
@@ -126,10 +117,31 @@ class Ledger:
 
     def append(self, events: Sequence[Event]) -> None:
         """Write the events in their order, all or none. Raises LedgerUnwritable."""
+        self._write([(event, codec.encode(event)) for event in events])
+
+    def take(self, records: Sequence[tuple[Event, bytes]], *, upto: int) -> None:
+        """Write records of another's ledger in its order, each with the bytes that it has there, and note
+        how far that one was read: all or none. Raises LedgerUnwritable.
+
+        The same records in the same order give the same chain, however they are cut.
+        """
+        self._write(records, upto)
+
+    def taken(self) -> int:
+        """How far the ledger that this one takes from was read: what the last `take` noted, 0 at first."""
+        if not self._ask("SELECT 1 FROM sqlite_master WHERE name = 'taken'"):
+            return 0
+        ((upto,),) = self._ask("SELECT upto FROM taken")
+        return int(upto)
+
+    def _write(self, records: Sequence[tuple[Event, bytes]], upto: int | None = None) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._insert(events)
+                self._insert(records)
+                if upto is not None:
+                    self._db.execute(_TAKEN)
+                    self._db.execute("INSERT OR REPLACE INTO taken VALUES (1, ?)", (upto,))
                 self._db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
@@ -139,13 +151,12 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerUnwritable(f"{self.path}: {error}") from error
 
-    def _insert(self, events: Sequence[Event]) -> None:
+    def _insert(self, records: Sequence[tuple[Event, bytes]]) -> None:
         # The head is read inside the transaction: no other writer can come between it and the chain.
         seq, head = self._tip()
-        known = self._bodies([event.id for event in events])
+        known = self._bodies([event.id for event, _ in records])
         rows: list[tuple[int, str, str, int, str, bytes, bytes]] = []
-        for event in events:
-            body = codec.encode(event)
+        for event, body in records:
             if event.id in known:
                 if known[event.id] != body:
                     _LOG.error("%s: left out, as another message has its id: %s", self.path, body.decode())
@@ -201,17 +212,19 @@ class Ledger:
         rows = self._ask("SELECT body FROM records WHERE id = ?", identity)
         return self._decoded(rows[0][0]) if rows else None
 
+    def many(self, identities: Sequence[str]) -> Mapping[str, Event]:
+        """The messages with these ids, by id, without those that are not here."""
+        try:
+            bodies = self._bodies(identities)
+        except sqlite3.Error as error:
+            raise LedgerUnreadable(f"{self.path}: {error}") from error
+        return {identity: self._decoded(body) for identity, body in bodies.items()}
+
     def find(self, prefix: str) -> Event:
         """The message whose id this is or begins with. Raises UnknownId or AmbiguousId."""
-        query = "SELECT id, body FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT 4"
-        rows = self._ask(query, prefix, prefix + "\U0010ffff")
-        if len(rows) == 1 or (rows and rows[0][0] == prefix):
-            return self._decoded(rows[0][1])
-        if not rows:
-            raise UnknownId(f"no record has an id that begins with {prefix!r}")
-        events = [self._decoded(body) for _, body in rows[:3]]
-        said = ", ".join(f"{event.id} ({type(event).__name__} {event.subject})" for event in events)
-        raise AmbiguousId(f"{prefix!r} is ambiguous: {said}{' and more' if len(rows) > 3 else ''}")
+        query = f"SELECT id, body FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT {ENOUGH}"
+        found = dict(self._ask(query, prefix, prefix + "\U0010ffff"))
+        return the_one(prefix, list(found), lambda identity: self._decoded(found[identity]))
 
     def of_type(
         self,
@@ -294,7 +307,7 @@ class Ledger:
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

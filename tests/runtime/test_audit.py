@@ -11,9 +11,10 @@ import pytest
 from support.agents import T0, TTL, Hosted, brake, lock
 
 from runtime.ledger.audit import UnknownCommand, alerts, who, why
+from runtime.ledger.book import AmbiguousId, UnknownId
 from runtime.ledger.holding import Holding
 from runtime.ledger.standing import standing
-from runtime.ledger.store import AmbiguousId, Ledger, UnknownId
+from runtime.ledger.store import Ledger
 from schemas.commands import Brake, Command, LockClocks
 from schemas.decisions import Decision, Setting
 from schemas.emergencies import Emergency, EmergencyKind, Phase

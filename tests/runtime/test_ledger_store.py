@@ -16,14 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.messages import messages
 
-from runtime.ledger.store import (
-    AmbiguousId,
-    Ledger,
-    LedgerMissing,
-    LedgerUnreadable,
-    LedgerUnwritable,
-    UnknownId,
-)
+from runtime.ledger.book import AmbiguousId, LedgerUnreadable, UnknownId
+from runtime.ledger.store import Ledger, LedgerMissing, LedgerUnwritable
+from schemas import codec
 from schemas.commands import Lease, LockClocks
 from schemas.emergencies import Emergency
 from schemas.envelope import DeadLetter, Event
@@ -507,3 +502,47 @@ def test_tidying_up_keeps_the_log_short_and_everything_in_its_place(tmp_path: Pa
             assert ledger.head()[0] == 12_000
             assert ledger.verify() == ""
     assert logs["tidy"] < logs["untidy"] / 2
+
+
+# ---- a ledger that is taken from another's records -------------------------------------------
+
+SOME = samples(20)
+
+
+def test_records_that_were_taken_give_the_same_chain_however_they_are_cut(tmp_path: Path) -> None:
+    bodies = [codec.encode(event) for event in (*SOME, SOME[0])]  # one comes twice
+    heads = set()
+    for cut in (1, 2, 50):
+        with Ledger(tmp_path / f"index-{cut}.sqlite", durable=False) as index:
+            for start in range(0, len(bodies), cut):
+                some = bodies[start : start + cut]
+                index.take([(codec.decode(body), body) for body in some], upto=start + len(some))
+            assert index.taken() == len(bodies)
+            assert index.verify() == ""
+            heads.add(index.head())
+    with Ledger(tmp_path / "own.sqlite", durable=False) as own:
+        own.append(SOME)
+        assert own.taken() == 0
+        assert heads == {own.head()}
+
+
+def test_a_record_of_a_newer_writer_keeps_its_bytes(tmp_path: Path) -> None:
+    body = codec.encode(SOME[0])[:-1] + b',"from_tomorrow":1}'
+    with Ledger(tmp_path / "index.sqlite", durable=False) as index:
+        index.take([(codec.decode(body), body)], upto=1)
+        assert index.verify() == ""
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        assert db.execute("SELECT body FROM records").fetchone() == (body,)
+    db.close()
+
+
+def test_what_was_taken_and_how_far_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    body = codec.encode(SOME[0])
+    with Ledger(tmp_path / "index.sqlite", durable=False) as index:
+        index.take([], upto=7)
+        with pytest.raises(OverflowError):  # a number that SQLite cannot hold
+            index.take([(SOME[0], body)], upto=2**64)
+        assert index.taken() == 7
+        assert index.head()[0] == 0
+    with Ledger.reading(tmp_path / "index.sqlite") as book:
+        assert book.taken() == 7
