@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from actuators.base import ActuatorError
 from collectors.base import CollectorError
 from controllers.clock_table import Uncalibrated
+from runtime.bus.settings import BusError
 from runtime.config import ConfigError
 from runtime.inbox import InboxError
 from runtime.ledger.audit import UnknownCommand
@@ -29,6 +30,7 @@ COMMANDS = {
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",
+    "topics": "runtime.cli.topics:topics",
     "audit": "runtime.cli.asking:audit",
     "pin": "runtime.cli.operating:pin",
     "unpin": "runtime.cli.operating:unpin",
@@ -50,6 +52,7 @@ for name, place in COMMANDS.items():
 
 _OPERATORS = (
     ConfigError,
+    BusError,
     CollectorError,
     ActuatorError,
     InboxError,
