@@ -1,5 +1,6 @@
 """Windrow's own recordings, read back: the header, then every message in the order it was processed.
 
+Lines of JSON, compressed or not, or a columnar file (`collectors.parquet_recording`): the name says which.
 A line that is no message becomes a `DeadLetter` in its place, bytes and all. A recording whose writer
 was stopped in mid-line ends at its last whole line, and says so.
 """
@@ -10,6 +11,7 @@ import pathlib
 import zlib
 from collections.abc import Iterator
 
+from collectors import parquet_recording
 from collectors.base import CollectorError
 from schemas.codec import Malformed, decode
 from schemas.envelope import DeadLetter, Event
@@ -49,7 +51,12 @@ class Recording:
             try:
                 event = decode(line)
             except Malformed as error:
-                if not whole:
+                if not (whole or line):
+                    self.note = (
+                        f"{self.path}: the recorder has not ended this file, which is read as far as it "
+                        f"goes: {number - 2} messages"
+                    )
+                elif not whole:
                     self.note = (
                         f"{self.path}: the recording was cut short in line {number}, which is left out"
                     )
@@ -84,7 +91,10 @@ def read_recording(path: pathlib.Path) -> Recording:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their newline, and whether the newline was there."""
+    """Lines without their newline, and whether they are whole."""
+    if parquet_recording.is_one(path):
+        yield from parquet_recording.lines(path)
+        return
     tail = b""
     first = True
     for chunk in _chunks(path):

@@ -1,6 +1,6 @@
-"""The recorder: beats as lines of JSON, in the order they were folded.
+"""The recorder: beats as they were folded, as lines of JSON or as a columnar file.
 
-A recording is a header line, then for each beat its inputs in total order, its Tick, and what the
+A recording is a header, then for each beat its inputs in total order, its Tick, and what the
 loop said. Replay feeds each stretch up to a Tick to the row that the Tick names, and can hold what
 it says against what was said then.
 """
@@ -10,14 +10,24 @@ from __future__ import annotations
 import gzip
 import logging
 import pathlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
+from collectors import parquet_recording
 from runtime.config import ConfigError, Setup
+from runtime.parquet_recorder import ParquetForm
+from runtime.recorded import Place, Recorded
 from runtime.row_loop import Beat
 from schemas import codec
-from schemas.instants import Instant
+from schemas.instants import SECOND, Instant, Span
 from schemas.recordings import RecordingHeader, encode_header
 
 _LOG = logging.getLogger(__name__)
+
+_FLUSH_MS: Span = 5 * SECOND
+"""How much of a recording a crash may cost: compressing anew for each beat would cost more than a tenth of
+a small row's file (our choice)."""
 
 
 def header_of(setup: Setup, epoch: int, started_at: Instant, made_by: str) -> RecordingHeader:
@@ -27,9 +37,23 @@ def header_of(setup: Setup, epoch: int, started_at: Instant, made_by: str) -> Re
     )
 
 
+class Form(Protocol):
+    """How a recording stands on disk. Its calls raise OSError."""
+
+    def begin(self) -> None:
+        """Write the header."""
+
+    def write(self, messages: Iterable[Recorded]) -> None:
+        """Append messages. They may wait for a later write, seconds of event time at most."""
+
+    def close(self) -> None:
+        """Make the file whole."""
+
+
 class Recorder:
-    """Writes a recording; gzip when the name ends in ``.gz``. Use as a context manager. Making one raises
-    ConfigError where the file cannot be had.
+    """Writes a recording; its form follows the name: ``.parquet``, ``.gz`` (compressed lines), else lines.
+    Use as a context manager. Making one raises ConfigError where the file cannot be had, or is there
+    already: a recording is evidence, and nothing writes over it.
 
     Once the disk will not take a beat, what comes after is not written either: `trouble` says why. A row
     is not left alone for want of a recording.
@@ -38,27 +62,33 @@ class Recorder:
     def __init__(self, path: pathlib.Path, header: RecordingHeader) -> None:
         self.path = path
         self.trouble = ""
+        self._closed = False
+        form = ParquetForm if parquet_recording.is_one(path) else LinesForm
         try:
-            self._file = path.open("wb")
+            self._form: Form = form(path, header)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{error.filename}: is there already, and no recording is written over: choose another name"
+            ) from error
         except OSError as error:
             raise ConfigError(f"{path}: the recording cannot be written: {error.strerror}") from error
-        # Neither the name nor the time of writing goes into the file: the same beats give the same bytes.
-        self._zip = gzip.GzipFile("", "wb", fileobj=self._file, mtime=0) if path.suffix == ".gz" else None
-        self._write(encode_header(header) + b"\n")
+        self._try(self._form.begin)
 
-    def write(self, beat: Beat) -> None:
-        """Append one beat whole."""
-        lines = [codec.encode(event) for event in (*beat.inputs, beat.tick, *beat.outputs)]
-        self._write(b"\n".join(lines) + b"\n")
+    def write(self, beat: Beat, places: Mapping[str, Place] | None = None) -> None:
+        """Append one beat whole. `places` has where its messages stood on a bus, by their ids."""
+        places = places or {}
+        row = beat.tick.subject
+        said = [
+            Recorded(event, row, places.get(event.id)) for event in (*beat.inputs, beat.tick, *beat.outputs)
+        ]
+        if not self.trouble:
+            self._try(lambda: self._form.write(said))
 
     def close(self) -> None:
-        """Flush and close; safe to repeat."""
-        for part in (self._zip, self._file):
-            try:
-                if part is not None:
-                    part.close()
-            except OSError as error:
-                self._stop(error)
+        """Make the file whole; safe to repeat."""
+        if not self._closed:
+            self._closed = True
+            self._try(self._form.close)
 
     def __enter__(self) -> Recorder:
         return self
@@ -66,15 +96,55 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, content: bytes) -> None:
-        if self.trouble:
-            return
+    def _try(self, do: Callable[[], None]) -> None:
         try:
-            (self._zip or self._file).write(content)
+            do()
         except OSError as error:
-            self._stop(error)
+            if not self.trouble:
+                self.trouble = f"{self.path}: the recording ends here: {error.strerror or error}"
+                _LOG.error("%s", self.trouble)
 
-    def _stop(self, error: OSError) -> None:
-        if not self.trouble:
-            self.trouble = f"{self.path}: the recording ends here: {error.strerror}"
-            _LOG.error("%s", self.trouble)
+
+class LinesForm:
+    """A message a line."""
+
+    def __init__(self, path: pathlib.Path, header: RecordingHeader) -> None:
+        # What is no file (a pipe, a device) is there already and holds no recording.
+        self._file = path.open("wb" if path.exists() and not path.is_file() else "xb")
+        # Neither the name nor the time of writing goes into the file: the same beats give the same bytes.
+        self._zip = gzip.GzipFile("", "wb", fileobj=self._file, mtime=0) if path.suffix == ".gz" else None
+        self._header = header
+        self._flushed_at: Instant = header.started_at
+
+    def begin(self) -> None:
+        """Write the header."""
+        self._append(encode_header(self._header) + b"\n")
+        self._flush()
+
+    def write(self, messages: Iterable[Recorded]) -> None:
+        """Append messages; they are with the operating system a few seconds later."""
+        at = self._flushed_at
+        lines = []
+        for message in messages:
+            lines.append(codec.encode(message.event))
+            at = message.event.at
+        self._append(b"\n".join(lines) + b"\n")
+        if abs(at - self._flushed_at) >= _FLUSH_MS:
+            self._flushed_at = at
+            self._flush()
+
+    def close(self) -> None:
+        """End the file, so far as the disk takes its end."""
+        try:
+            if self._zip is not None:
+                self._zip.close()
+        finally:
+            self._file.close()
+
+    def _append(self, content: bytes) -> None:
+        (self._zip or self._file).write(content)
+
+    def _flush(self) -> None:
+        if self._zip is not None:
+            self._zip.flush(zlib.Z_SYNC_FLUSH)
+        self._file.flush()

@@ -82,8 +82,8 @@ def demo(
         raise ConfigError(f"{out}: is the state directory of a host; name another with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in (out / name for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")):
-            left.unlink(missing_ok=True)
+        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "recording.jsonl.gz"):
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     arms, uncapped = _run_arms(minutes, seed, out)
