@@ -1,0 +1,192 @@
+"""What a stretch of the bus came to: commands lost or wrong, and how long something was silent.
+
+Judged from the messages alone, as an outsider reads them, and from the plant's own meters and boards: no
+process under test is asked how it did.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from faults.witness import Said
+
+from schemas.commands import Brake, Command, LockClocks
+from schemas.decisions import Decision
+from schemas.envelope import Tick
+from schemas.instants import SECOND, Instant, Span
+from schemas.outcomes import Accepted, Lapsed, Outcome, Released, Renewed, Verified
+from schemas.samples import FeedSample, GpuFrame
+from schemas.shares import SafeShare
+from schemas.topology import Site
+
+ANSWER_MS: Span = 5 * SECOND
+"""How long a command may be without an outcome: the agent's longest look at a device in band, 3 s, and the
+way there and back (our choice)."""
+
+LAPSE_MS: Span = 5 * SECOND
+"""How long after its lease a host may still be above its share: the timer's 0.25 s, a write, a read-back in
+band (3 s), and a frame (our choice)."""
+
+_MHZ = 16.0  # clocks come in steps of 15 MHz
+
+
+class Fate(NamedTuple):
+    """What became of the commands on the bus.
+
+    `lost` were neither answered nor overtaken by an answered newer one for their host: a wish that nobody
+    knows the end of. `asked_again` were overtaken: they did not arrive, and the loop asked anew. `wrong` says
+    in words what was done that must not be.
+    """
+
+    commands: int
+    answered: int
+    asked_again: int
+    lost: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+def fate(said: Sequence[Said], shares: Mapping[str, SafeShare], end: Instant) -> Fate:
+    """What became of every command issued up to ANSWER_MS before `end`."""
+    commands = {
+        each.event.id: each.event
+        for each in said
+        if isinstance(each.event, Command) and each.event.lease.issued_at <= end - ANSWER_MS
+    }
+    outcomes = [each.event for each in said if isinstance(each.event, Outcome)]
+    answered = {outcome.command for outcome in outcomes}
+    last_answered: dict[str, tuple[int, Instant]] = {}
+    for command in commands.values():
+        if command.id in answered:
+            last_answered[command.subject] = max(last_answered.get(command.subject, (0, 0)), _age(command))
+    unanswered = [command for command in commands.values() if command.id not in answered]
+    lost = [each for each in unanswered if _age(each) > last_answered.get(each.subject, (0, 0))]
+    return Fate(
+        commands=len(commands),
+        answered=len(commands.keys() & answered),
+        asked_again=len(unanswered) - len(lost),
+        lost=tuple(f"{type(each).__name__} {each.id} for {each.subject}" for each in lost),
+        wrong=(
+            *_obeyed_backwards(outcomes),
+            *_not_as_asked(outcomes, commands),
+            *_two_owners(said),
+            *_out_of_lease(said, commands, shares),
+        ),
+    )
+
+
+def _age(command: Command) -> tuple[int, Instant]:
+    return command.lease.epoch, command.lease.issued_at
+
+
+def _obeyed_backwards(outcomes: Iterable[Outcome]) -> Iterable[str]:
+    """A host took a command of an older controller after one of a newer: settings that go back and forth."""
+    highest: dict[str, int] = defaultdict(int)
+    for outcome in outcomes:
+        if isinstance(outcome, Accepted | Renewed):
+            if outcome.epoch < highest[outcome.subject]:
+                yield f"{outcome.subject} obeyed epoch {outcome.epoch} after epoch {highest[outcome.subject]}"
+            highest[outcome.subject] = max(highest[outcome.subject], outcome.epoch)
+
+
+def _not_as_asked(outcomes: Iterable[Outcome], commands: Mapping[str, Command]) -> Iterable[str]:
+    """Taken for success at a looser setting than was asked for, or taken up after its lease."""
+    for outcome in outcomes:
+        command = commands.get(outcome.command)
+        if not isinstance(command, LockClocks | Brake):
+            continue
+        seen = outcome.observed if isinstance(outcome, Verified) else None
+        if seen is not None and seen > command.max_mhz + _MHZ:
+            yield f"{outcome.subject} verified {seen:.0f} MHz for {command.max_mhz} MHz"
+        late = isinstance(outcome, Accepted) and outcome.at >= command.lease.expires_at
+        if late and command.lease.on_expiry != "hold":
+            yield f"{outcome.subject} took up {command.id} after its lease"
+
+
+def _two_owners(said: Iterable[Said]) -> Iterable[str]:
+    """Two controllers beat a row under one epoch: who lost the claim went on."""
+    owner: dict[tuple[str, int], str] = {}
+    strays: dict[tuple[str, int], int] = defaultdict(int)
+    for each in said:
+        if isinstance(each.event, Tick):
+            at = each.event.subject, each.event.epoch
+            if owner.setdefault(at, each.event.source) != each.event.source:
+                strays[at] += 1
+    for (row, epoch), ticks in strays.items():
+        if ticks > 1:  # one is the claim that came second
+            yield f"{row} has {ticks} ticks of epoch {epoch} besides its owner's"
+
+
+def _out_of_lease(
+    said: Iterable[Said], commands: Mapping[str, Command], shares: Mapping[str, SafeShare]
+) -> Iterable[str]:
+    """A host seen above its safe share while no lease allowed it, by its own boards' clocks."""
+    allowed: dict[str, Instant] = defaultdict(int)  # until when the host's last lease ran
+    seen: dict[str, Instant] = {}
+    events = sorted(
+        (e.event for e in said if isinstance(e.event, Outcome | GpuFrame)), key=lambda event: event.at
+    )
+    for event in events:
+        if isinstance(event, Accepted | Verified | Renewed):
+            command = commands.get(event.command)
+            if command is not None:
+                allowed[event.subject] = max(allowed[event.subject], command.lease.expires_at)
+        elif isinstance(event, GpuFrame) and event.subject in shares and event.subject in allowed:
+            clocks = [mhz for column in event.sm_mhz for mhz in column if mhz is not None]
+            above = max(clocks, default=0.0) > shares[event.subject].max_mhz + _MHZ
+            if above and event.at > allowed[event.subject] + LAPSE_MS and event.subject not in seen:
+                seen[event.subject] = event.at
+                late_s = (event.at - allowed[event.subject]) / SECOND
+                yield f"{event.subject} ran at {max(clocks):.0f} MHz {late_s:.0f} s after its last lease"
+
+
+def silence(times: Iterable[Instant], since: Instant, until: Instant) -> Span:
+    """The longest time without one of `times` in any gap that reaches past `since`, up to `until`: from the
+    last sign of life before a fault to the first after it."""
+    longest, last = 0, None
+    for at in sorted(times):
+        if at > until:
+            break
+        if last is not None and at > since:
+            longest = max(longest, at - last)
+        last = at
+    return until - since if last is None else max(longest, until - last)
+
+
+def beats(said: Iterable[Said], row: str) -> list[Instant]:
+    """When each decision on a row could be read."""
+    return [each.kept_at for each in said if isinstance(each.event, Decision) and each.event.subject == row]
+
+
+def signs(said: Iterable[Said], host: str) -> list[Instant]:
+    """When a host's agent said that it had seen its device obey, by the agent's own clock."""
+    return [
+        each.event.at
+        for each in said
+        if isinstance(each.event, Verified | Renewed | Lapsed | Released) and each.event.subject == host
+    ]
+
+
+class Plant(NamedTuple):
+    """How the rows fared by their own meters: the highest reading as a share of the row's budget, and the
+    breakers that opened."""
+
+    peak_ratio: float
+    opened: tuple[str, ...]
+
+
+def plant(said: Iterable[Said], site: Site) -> Plant:
+    """The rows' course by the meters on their feeds."""
+    row_of = {meter: row for row in site.rows for meter in row.meters}
+    reading: dict[str, float] = {}
+    peak, opened = 0.0, set()
+    for each in said:
+        sample = each.event
+        if isinstance(sample, FeedSample) and sample.subject in row_of:
+            row = row_of[sample.subject]
+            reading[sample.subject] = sample.power_w or 0.0
+            peak = max(peak, sum(reading.get(meter, 0.0) for meter in row.meters) / row.budget_w)
+            if sample.breaker_closed is False:
+                opened.add(sample.subject)
+    return Plant(peak, tuple(sorted(opened)))
