@@ -279,7 +279,6 @@ class RowLog:
     def _beat(self, offset: int, tick: Tick) -> Beat | None:
         """Do a beat that the log holds. None where it is none: one more in the same millisecond, or of a
         row of which nothing is remembered."""
-        before = self._done.epoch
         mark = msgspec.structs.replace(self._done, epoch=tick.epoch, owner=tick.source)
         if tick.at == mark.at:
             self._done = mark
@@ -305,8 +304,9 @@ class RowLog:
         if self._state is None:
             return None
         self._state, (beat,) = self.loop.step(self._state, [*inputs, tick])
-        if tick.epoch == before:  # its owner beats on, so it has sent what it said until then
-            self._unsure.clear()
+        if self._unsure and self._unsure[-1].tick.epoch == tick.epoch:
+            self._unsure.clear()  # its owner beats on, so it has sent what was said until then
+            self.redone = ()
         elif tick.source == self.source and tick.epoch == self._claimed:
             self.redone = tuple(self._unsure)
         self._unsure.append(beat)
