@@ -39,6 +39,10 @@ def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant,
         return f"brake {brake.id} is engaged, and only a clock lock releases it"
     if brake is not None and isinstance(command, LockClocks) and not _before(brake, command, now):
         return f"not newer than brake {brake.id}, which is engaged"
+    if kept.reflex is not None and isinstance(command, LimitPower):
+        return f"it leaves the clock alone, and {kept.reflex}"
+    if kept.reflex is not None and loosens(command, kept, share):
+        return f"it would loosen, and {kept.reflex}"
     return ""
 
 

@@ -18,6 +18,10 @@ A host has one setting at a time: that of one command or, without a live lease, 
 needs neither a network nor a controller to take it there: `step` does, on the agent's own timer. What the
 device must be given back is saved before the device is first written, and only ever read from a device
 that has nothing of ours on it: a killed agent never takes its own cap for what it found.
+
+While the host's own reflex holds it (`actuators.reflex`), the device is at the reflex's share wherever that
+is the tighter one. What would loosen is refused; what tightens or renews is taken, and is in force as it asks
+to be, at or below; and what is commanded then counts again once the reflex lets go.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ import msgspec
 
 from actuators.admission import engaged, loosens, refusal, same_setting
 from actuators.base import Actuator, ActuatorError, Found, NotAttempted, Readback
+from actuators.reflex import Hold
 from actuators.state_file import Intent, Kept, StateFile, Unreadable
 from schemas.commands import Brake, Command, GpuCommand, Lease, LimitPower, LockClocks, Path
 from schemas.instants import SECOND, Instant, Span, to_text
@@ -62,6 +67,15 @@ POLCA's (published). A read-back that GPUs at rest would give anyway counts from
 CHECK_MS: Span = 10 * SECOND
 """How often a setting in force is read again: a driver reload forgets it without a word (our choice)."""
 
+WATCH_MS: Span = SECOND
+"""How often it is read again while the host's reflex holds it (our choice): a write that was under way
+when it began may land on top of it."""
+
+GLANCE_MS: Span = 5
+GLANCE_MAX_MS: Span = 250
+"""A write is first read back at once, then after the first, doubling up to the second (our choice): most
+drivers obey within milliseconds, and a slow path is asked four times a second."""
+
 RETRY_MS: Span = 250
 RETRY_MAX_MS: Span = 2 * SECOND
 """A write that failed is tried again after the first, doubling up to the second (our choice)."""
@@ -89,6 +103,7 @@ class _Effort:
     note: str  # why, for the outcome's text
     deadline: Span
     write_at: Span
+    glance: Span = GLANCE_MS
     landed_at: Span = 0  # from when a read-back that shows nothing counts
     backoff: Span = RETRY_MS
     written: bool = False
@@ -123,7 +138,10 @@ class HostAgent:
         *,
         source: str,
         deadlines: Mapping[Path, Span] = DEADLINES,
+        reflex: bool = False,
     ) -> None:
+        """`reflex`: whether a reflex watches the host. What one held before a restart is held on then; else
+        nobody would ever end it."""
         if not actuators:
             raise ValueError(f"{host.path} offers no path: an agent needs one to keep its host safe")
         self.host = host
@@ -132,9 +150,9 @@ class HostAgent:
         self._share = share
         self._file = StateFile(state_file) if state_file else None
         self._deadlines = deadlines
+        self._has_reflex = reflex
         self._keepers = tuple(path for path in KEEPERS if path in actuators)
         self._keeper = self._keepers[0]
-        self._share_lock, self._share_limit = _as_commands(share, source)
         self._kept: Kept | None = None
         self._blind = False  # the first look at the device failed, and this was said
         self._unsaved = ""  # why the state file is behind
@@ -158,6 +176,11 @@ class HostAgent:
         """What the agent wants of its host and knows of it, to be read; None before it could look."""
         return self._kept
 
+    @property
+    def wait_ms(self) -> Span:
+        """How long after the last call there is next something to do, if no command comes."""
+        return max(0, self._due - self._elapsed)
+
     def start(self, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
         """Take the host up: go on with a command whose lease is alive, else take the host to where its
         lease left it, else to its safe share."""
@@ -175,6 +198,8 @@ class HostAgent:
             self._take_up(now, out)
         else:
             self._kept = kept
+            if kept.reflex is not None and not self._has_reflex:
+                kept.reflex, kept.settled = None, False
             self._resume(kept, now, out)
         return self._done(out)
 
@@ -218,6 +243,20 @@ class HostAgent:
         out: list[Outcome] = []
         if self._kept is not None:
             self._turn_to("safe_share", self._kept, now, out, "released on request")
+        return self._done(out)
+
+    def reflex(self, hold: Hold | None, now: Instant, monotonic_ms: int | None = None) -> list[Outcome]:
+        """Hold the host at what its reflex says, from now on and never looser than it was held before; None:
+        the reflex lets go, and what is commanded counts again."""
+        self._pass_time(now, monotonic_ms)
+        out: list[Outcome] = []
+        if self._kept is None and hold is not None:
+            self._take_up(now, out)
+        kept = self._kept
+        if kept is None and hold is not None:
+            kept = self._kept = self._unknown()
+        if kept is not None and kept.reflex != hold:
+            self._brace(kept, hold, now, out)
         return self._done(out)
 
     def close(self) -> None:
@@ -264,12 +303,12 @@ class HostAgent:
                 self._begin(kept, now, out, f"{how} after a restart")
             else:
                 self._lapse(kept, now, out, f"the lease ended at {to_text(lease.expires_at)}")
-        elif kept.intent == "restore" and kept.settled:
+        elif kept.intent == "restore" and _bare(kept):
             self._look_afresh(kept)
         elif kept.intent == "restore":
             self._turn_to("restore", kept, now, out, "the lease ended before a restart")
         else:  # a host given back on request is to be kept again: somebody has started an agent for it
-            if kept.intent == "release" and kept.settled:
+            if _bare(kept):
                 self._look_afresh(kept)
             self._turn_to("safe_share", kept, now, out, "no lease at start")
 
@@ -311,22 +350,31 @@ class HostAgent:
         """What to go on from with `command` where no path can be read: a brake, or a lock by another path
         than the keeper's that tightens, does not wait, and the devices' default limits stand for what was
         found. None for anything else."""
-        kept = Kept(host=self.host.path, found=Found(), holding=tuple(self._actuators))
+        kept = self._unknown()
         if isinstance(command, Brake):
             return kept
         if not isinstance(command, LockClocks) or command.path == self._keeper:
             return None
         return None if loosens(command, kept, self._share) else kept
 
+    def _unknown(self) -> Kept:
+        """A host of which nothing can be read: anything may be on it, and its found settings are the devices'
+        defaults."""
+        return Kept(host=self.host.path, found=Found(), holding=tuple(self._actuators))
+
     def _renew(
         self, kept: Kept, old: GpuCommand, command: GpuCommand, now: Instant, out: list[Outcome]
     ) -> None:
         """What is asked for is in force or on its way: the lease changes, and no device is written."""
         kept.command = command
+        kept.tighter = command.id if kept.tighter == old.id else kept.tighter
         self._grant(command.lease, now)
         self._save(kept, now)
-        if kept.settled:
-            self._say(out, Renewed, now, command, f"in force as {old.id} asked")
+        if _covered(kept):
+            self._say(out, Superseded, now, old, f"by {command.id}, which asks for the same")
+            self._say(out, Accepted, now, command, _held(kept, ""))
+        elif kept.settled:
+            self._say(out, Renewed, now, command, _held(kept, f"in force as {old.id} asked"))
         elif self._effort is not None:
             self._say(out, Superseded, now, old, f"by {command.id}, which asks for the same")
             self._effort.accepted = False
@@ -334,17 +382,19 @@ class HostAgent:
 
     def _obey(self, kept: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:
         before = msgspec.structs.replace(kept)
-        afresh = kept.settled and kept.intent in ("restore", "release")
+        afresh = _bare(kept)
         if afresh and not isinstance(command, Brake):
             self._look_afresh(kept)
         kept.brake = None if isinstance(command, Brake) else engaged(kept)
         kept.command, kept.intent, kept.settled = command, "obey", False
+        kept.tighter = command.id if _below(command, kept.reflex) else ""
         kept.holding = _with(kept.holding, command.path)
         if not self._save(kept, now) and loosens(command, before, self._share):
             _revert(kept, before)
             self._say(out, Refused, now, command, "it would loosen, and a killed agent could not undo it")
             return
-        effort = self._new_effort(command.path, f"written by {command.path}")
+        way = self._path(kept)
+        effort = self._new_effort(way, _held(kept, f"written by {way}"))
         if self._answers and not LANDED[command.path]:  # what is slower is read after the write, see _seen
             with contextlib.suppress(ActuatorError):  # its effect will be unknown
                 effort.power_w = self._actuators[command.path].verify(command).power_w
@@ -389,7 +439,7 @@ class HostAgent:
         command = kept.command
         assert command is not None
         direction = command.lease.on_expiry
-        if kept.brake is not None and not kept.settled:
+        if kept.brake is not None and not (kept.settled and kept.reflex is None):
             # The newer lock was never seen in force, and so has not released the brake.
             self._say(out, Lapsed, now, command, f"{why}; brake {kept.brake.id} is held")
             kept.command, kept.brake = kept.brake, None
@@ -421,6 +471,30 @@ class HostAgent:
         self._save(kept, now)
         self._begin(kept, now, out, why)
 
+    # ---- the host's reflex ----
+
+    def _brace(self, kept: Kept, hold: Hold | None, now: Instant, out: list[Outcome]) -> None:
+        if hold is not None and kept.reflex is not None:
+            hold = msgspec.structs.replace(
+                hold,
+                max_mhz=min(hold.max_mhz, kept.reflex.max_mhz),
+                limit_w=min(hold.limit_w, kept.reflex.limit_w),
+            )
+        if hold is not None and _bare(kept):
+            self._look_afresh(kept)
+        before, was, wanted = self._ceiling(kept), kept.reflex, kept.wants
+        kept.reflex, kept.tighter = hold, ""
+        if wanted == kept.wants == "obey" and hold is None:  # the tighter command is what stood
+            self._save(kept, now)
+            return
+        kept.settled = False
+        self._keeper = self._keepers[0]
+        kept.holding = _with(kept.holding, self._path(kept))
+        self._following = ()
+        self._leave(before, kept)
+        self._save(kept, now)
+        self._begin(kept, now, out, str(hold) if hold is not None else f"the reflex let go, {_hold_of(was)}")
+
     # ---- bringing a setting about ----
 
     def _new_effort(self, path: Path, note: str) -> _Effort:
@@ -428,7 +502,7 @@ class HostAgent:
 
     def _path(self, kept: Kept) -> Path:
         """By which path what is wanted is written."""
-        return kept.command.path if kept.intent == "obey" and kept.command else self._keeper
+        return kept.command.path if kept.wants == "obey" and kept.command else self._keeper
 
     def _begin(self, kept: Kept, now: Instant, out: list[Outcome], note: str) -> None:
         self._effort = self._new_effort(self._path(kept), note)
@@ -459,7 +533,7 @@ class HostAgent:
         """Write what is wanted. Raises NotAttempted; any other failure is noted, and tried again."""
         path = self._path(kept)
         try:
-            if kept.intent in ("restore", "release"):
+            if kept.wants in ("restore", "release"):
                 self._release(kept)
             else:
                 self._put(kept, path)
@@ -467,23 +541,36 @@ class HostAgent:
             raise
         except ActuatorError as error:
             self._postpone(effort, str(error))
-            if kept.intent == "safe_share":
+            if kept.wants == "safe_share":
                 self._keeper = self._keepers[(self._keepers.index(path) + 1) % len(self._keepers)]
                 kept.holding = _with(kept.holding, self._keeper)
-            if error.lasting and kept.intent == "obey":
+            if error.lasting and kept.wants == "obey":
                 effort.deadline = self._elapsed
         else:
-            effort.written, effort.trouble = True, ""
+            effort.written, effort.trouble, effort.glance = True, "", GLANCE_MS
             # Not written again before it must have been seen: a slow path has it in hand.
             self._lands = self._elapsed + self._deadlines[path]
             effort.landed_at = self._elapsed + LANDED[path]
-            effort.write_at = _NEVER if kept.intent == "obey" else self._lands
+            effort.write_at = _NEVER if kept.wants == "obey" else self._lands
+
+    def _share_in(self, kept: Kept) -> SafeShare:
+        """The share that is wanted where one is: the safe one or, while the reflex holds, its own, and no
+        looser than what is commanded."""
+        if kept.reflex is None:
+            return self._share
+        limit_w, max_mhz = kept.reflex.limit_w, kept.reflex.max_mhz
+        if kept.intent == "obey" and isinstance(kept.command, LimitPower):
+            limit_w = min(limit_w, kept.command.limit_w)
+        elif kept.intent == "obey" and isinstance(kept.command, LockClocks | Brake):
+            max_mhz = min(max_mhz, kept.command.max_mhz)
+        most_w = self.host.wall_w(self.host.gpu_count * limit_w)
+        return SafeShare(host=self.host.path, limit_w=limit_w, max_mhz=max_mhz, host_w=most_w)
 
     def _put(self, kept: Kept, path: Path) -> None:
         """Write the command's setting, or the safe share, by `path`. Raises ActuatorError."""
         self._landed = max(self._landed, self._elapsed + LANDED[path])
-        if kept.intent == "safe_share":
-            self._actuators[path].fall_back(self._share, kept.found)
+        if kept.wants == "safe_share":
+            self._actuators[path].fall_back(self._share_in(kept), kept.found)
         elif kept.command is not None:
             self._actuators[path].apply(kept.command, kept.found)
 
@@ -529,12 +616,13 @@ class HostAgent:
         and the first failure is told."""
         late = self._elapsed >= effort.deadline
         detail = effort.trouble
-        if kept.intent == "obey":
+        if kept.wants == "obey":
             if not late and not refused:
                 return
             self._effort = None
         elif late or not effort.written:
-            detail = f"{_WANTED[kept.intent]} is not in force and is tried on: {detail}"
+            wanted = _WANTED[kept.intent] if kept.reflex is None else "the reflex's share"
+            detail = f"{wanted} is not in force and is tried on: {detail}"
         else:
             return
         if not effort.told:
@@ -551,12 +639,13 @@ class HostAgent:
         return seen
 
     def _read(self, kept: Kept) -> Readback:
-        if kept.intent == "obey":
+        if kept.wants == "obey":
             assert kept.command is not None
             return self._actuators[kept.command.path].verify(kept.command)
         keeper = self._actuators[self._keeper]
-        if kept.intent == "safe_share":
-            lock, limit = keeper.verify(self._share_lock), keeper.verify(self._share_limit)
+        if kept.wants == "safe_share":
+            lock_at, limit_to = _as_commands(self._share_in(kept), self.source)
+            lock, limit = keeper.verify(lock_at), keeper.verify(limit_to)
             both = lock.in_force if limit.in_force else limit.in_force
             return msgspec.structs.replace(
                 lock, in_force=both, detail="; ".join(filter(None, (lock.detail, limit.detail)))
@@ -584,13 +673,21 @@ class HostAgent:
                 effect_w = seen.power_w - effort.power_w
             observed = {"observed": seen.observed, "effect_w": effect_w}
             unseen = "not seen: not every GPU ran above the earlier lock" if self._unseen(kept) else ""
-            detail = "; ".join(filter(None, (seen.detail, unseen)))
-            self._say(out, Verified, now, kept.command, detail, observed)
-            if not isinstance(kept.command, Brake):  # a brake is held by its own path alone
+            detail = _held(kept, "; ".join(filter(None, (seen.detail, unseen))))
+            if _covered(kept):
+                self._say(out, Accepted, now, kept.command, detail)
+            else:
+                self._say(out, Verified, now, kept.command, detail, observed)
+            if kept.wants == "obey" and not isinstance(kept.command, Brake):  # held by its own path alone
                 self._follow(kept, _without(kept.holding, kept.command.path), now, out)
-        elif kept.intent == "safe_share":
-            share = f"safe share read back, {self._share.max_mhz} MHz and {self._share.limit_w:g} W a GPU"
-            self._say(out, Lapsed, now, kept.command, f"{effort.note}; {share}")
+        elif kept.wants == "safe_share":
+            share = self._share_in(kept)
+            whose = "safe" if kept.reflex is None else "the reflex's"
+            read = f"{whose} share read back, {share.max_mhz} MHz and {share.limit_w:g} W a GPU"
+            self._say(out, Lapsed, now, kept.command, f"{effort.note}; {read}")
+            if kept.reflex is not None:
+                self._save(kept, now)
+                return  # the other paths keep what stands there until it lets go
             self._follow(kept, _without(kept.holding, self._keeper), now, out)
         else:
             kept.holding = ()
@@ -617,7 +714,7 @@ class HostAgent:
 
     def _let_go(self, kept: Kept) -> None:
         """A permission to run uncapped leaves nothing of ours on the device, once that was seen."""
-        permits = kept.intent == "obey" and isinstance(kept.command, LockClocks)
+        permits = kept.wants == "obey" and isinstance(kept.command, LockClocks)
         if permits and self._ceiling(kept) >= self.host.sku.max_mhz and not self._unseen(kept):
             kept.holding = ()
 
@@ -625,9 +722,9 @@ class HostAgent:
 
     def _ceiling(self, kept: Kept) -> int:
         """How fast what is wanted lets the GPUs run, MHz."""
-        if kept.intent == "safe_share":
-            return self._share.max_mhz
-        if kept.intent == "obey" and isinstance(kept.command, LockClocks | Brake):
+        if kept.wants == "safe_share":
+            return self._share_in(kept).max_mhz
+        if kept.wants == "obey" and isinstance(kept.command, LockClocks | Brake):
             return kept.command.max_mhz
         return self.host.sku.max_mhz
 
@@ -640,9 +737,7 @@ class HostAgent:
     def _unseen(self, kept: Kept) -> bool:
         """Whether a slow path may have lost what was to loosen an earlier lock: no GPU reads above what
         it is allowed, and so only one above the earlier lock shows that it is gone."""
-        if kept.intent != "safe_share" and not (
-            kept.intent == "obey" and isinstance(kept.command, LockClocks)
-        ):
+        if kept.wants != "safe_share" and not (kept.wants == "obey" and isinstance(kept.command, LockClocks)):
             return False
         ceiling = self._ceiling(kept)
         return any(mhz < ceiling for mhz in self._earlier) and any(LANDED[path] for path in kept.holding)
@@ -650,6 +745,8 @@ class HostAgent:
     def _insist(self, kept: Kept, now: Instant) -> None:
         """Write by the slow paths again what was not seen to loosen; never before the last must have
         landed, since this would come after what is commanded meanwhile."""
+        if kept.reflex is not None:
+            return  # a tighter setting on another path may stay
         if self._unseen(kept):
             for path in kept.holding:
                 if LANDED[path]:
@@ -676,7 +773,7 @@ class HostAgent:
             return
         if self._unsaved:
             self._save(kept, now)
-        if kept.intent in ("restore", "release"):
+        if kept.wants in ("restore", "release"):
             return
         try:
             seen = self._read_back(kept)
@@ -705,12 +802,14 @@ class HostAgent:
     def _done(self, out: list[Outcome]) -> list[Outcome]:
         """Say when there is next something to do."""
         if self._effort is not None:
-            self._due = self._elapsed
+            self._due = self._elapsed + self._effort.glance
+            self._effort.glance = min(2 * self._effort.glance, GLANCE_MAX_MS)
         elif self._kept is None or self._following:
             self._due = self._elapsed + RETRY_MAX_MS
         elif self._elapsed >= self._due or out:
             # An idle GPU obeys before a slow path lands: what it does before that is no loss.
-            self._due = max(self._elapsed + CHECK_MS, self._lands)
+            again = CHECK_MS if self._kept.reflex is None else WATCH_MS
+            self._due = max(self._elapsed + again, self._lands)
         self._due = min(self._due, self._ends)
         return out
 
@@ -767,8 +866,34 @@ def _without(paths: tuple[Path, ...], path: Path) -> tuple[Path, ...]:
 
 def _revert(kept: Kept, before: Kept) -> None:
     """Take back what was intended and never written; ids and the epoch stay known."""
-    for name in ("found", "intent", "settled", "command", "brake", "holding"):
+    for name in ("found", "intent", "settled", "command", "brake", "holding", "tighter"):
         setattr(kept, name, getattr(before, name))
+
+
+def _bare(kept: Kept) -> bool:
+    """Whether nothing of ours is on the device: what was found was given back, and was seen to be."""
+    return kept.settled and kept.intent in ("restore", "release") and kept.reflex is None
+
+
+def _covered(kept: Kept) -> bool:
+    """Whether a lock that is to release a brake cannot be seen to: the reflex holds the host tighter."""
+    return kept.brake is not None and kept.reflex is not None and kept.wants != "obey"
+
+
+def _below(command: GpuCommand, hold: Hold | None) -> bool:
+    """Whether a command asks for a lower clock than the reflex holds the host at."""
+    return hold is not None and not isinstance(command, LimitPower) and command.max_mhz < hold.max_mhz
+
+
+def _held(kept: Kept, detail: str) -> str:
+    """`detail`, and that the reflex holds the host tighter, where it does."""
+    if kept.reflex is None or kept.wants == "obey":
+        return detail
+    return "; ".join(filter(None, (detail, str(kept.reflex))))
+
+
+def _hold_of(hold: Hold | None) -> str:
+    return f"which held it since {to_text(hold.since)}" if hold is not None else ""
 
 
 def _as_commands(share: SafeShare, source: str) -> tuple[LockClocks, LimitPower]:

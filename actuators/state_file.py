@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from actuators.base import Found
+from actuators.reflex import Hold
 from schemas.commands import Brake, GpuCommand, Path
 from schemas.instants import Instant
 
@@ -28,10 +29,11 @@ class Kept(msgspec.Struct, kw_only=True):
 
     `found` is what to give back; it is read from the device only while nothing of ours is on it.
     `epoch` is the highest ever seen. `command` is the one obeyed, or the last one whose lease ended.
-    `settled` is True once `intent` was read back. `brake` is a brake still engaged until the lock of a
+    `settled` is True once what is wanted was read back. `brake` is a brake still engaged until the lock of a
     newer `command` is read back. `holding` are the paths by which something of ours stands on the
-    device. `recent` are the ids of the last commands, so that a repeat is known. `saved_at` is the wall
-    clock at the last save: an earlier one proves that the clock was set back.
+    device. `recent` are the ids of the last commands, so that a repeat is known. `reflex` is what the host's
+    own reflex holds it at, and `tighter` the command that came after it and asks for less. `saved_at` is
+    the wall clock at the last save: an earlier one proves that the clock was set back.
     """
 
     host: str
@@ -43,8 +45,18 @@ class Kept(msgspec.Struct, kw_only=True):
     brake: Brake | None = None
     holding: tuple[Path, ...] = ()
     recent: tuple[str, ...] = ()
+    reflex: Hold | None = None
+    tighter: str = ""
     saved_at: Instant = 0
     version: int = VERSION
+
+    @property
+    def wants(self) -> Intent:
+        """What is to be brought about now: `intent` or, while a reflex holds the host, a share: its own."""
+        if self.reflex is None:
+            return self.intent
+        obeys = self.intent == "obey" and self.command is not None and self.command.id == self.tighter
+        return "obey" if obeys else "safe_share"
 
 
 class Unreadable(Exception):

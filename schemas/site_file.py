@@ -52,7 +52,7 @@ import msgspec
 
 from schemas.commands import Path
 from schemas.hostlist import MOST_NAMES
-from schemas.skus import SKUS, Sku
+from schemas.skus import SKUS, SLOWDOWN_C, Sku
 from schemas.toml_tables import NotToml, Table, not_among, read_toml
 from schemas.topology import Host, PowerNode, Priority, Rack, Row, Site
 
@@ -155,6 +155,8 @@ def _skus(root: Table) -> dict[str, Sku]:
                 found[key] = table.whole(key, meaning)
             else:
                 found[key] = table.number(key, meaning, zero=key.startswith("server_overhead"))
+        known_c = built_in.slowdown_c if built_in is not None else SLOWDOWN_C
+        found["slowdown_c"] = table.number("slowdown_c", "where the board brakes itself, in °C", known_c)
         table.close()
         sku = skus[name] = msgspec.convert({"name": name, **found}, Sku)
         _check_sku(table, sku)

@@ -3,7 +3,9 @@
 Sources: A100 clock range and base clock from the POLCA study (arXiv 2308.12908, secondary reading);
 idle watts and server ratings from the public splitwise-sim constants; board power limits from the
 vendors' product pages. The supported clock list of a real board is read from the board; `step_mhz`
-is the spacing that NVML lists on these parts and stands in where no board can be asked.
+is the spacing that NVML lists on these parts and stands in where no board can be asked. The slowdown
+temperature is what nvidia-smi prints for these boards (H100: driver 590; A100: recalled; H200: taken as
+the H100's).
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import math
 
 import msgspec
 
+SLOWDOWN_C = 85.0
+"""Of a board that does not state one: where the TAPAS study (secondary reading) sees throttling begin."""
+
 
 class Sku(msgspec.Struct, frozen=True, kw_only=True):
     """One board type.
 
     `tdp_w` is the default and `limit_min_w`..`limit_max_w` the settable power limit. `idle_w` is the
     board at rest. `server_overhead_idle_w` and `server_overhead_max_w` are what an 8-GPU server of
-    this type draws besides its GPUs, at rest and at full load.
+    this type draws besides its GPUs, at rest and at full load. At `slowdown_c` the board brakes itself.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Sku(msgspec.Struct, frozen=True, kw_only=True):
     idle_w: float
     server_overhead_idle_w: float
     server_overhead_max_w: float
+    slowdown_c: float = SLOWDOWN_C
 
     def round_down(self, mhz: float) -> int:
         """The highest supported clock at or below `mhz`, never below the lowest one."""
@@ -67,6 +73,7 @@ _BUILT_IN = (
         idle_w=63.0,
         server_overhead_idle_w=996.0,  # 1500 W idle server less 8 x 63 W
         server_overhead_max_w=3300.0,  # 6500 W rated server less 8 x 400 W
+        slowdown_c=89.0,
     ),
     Sku(
         name="H100-SXM5-80GB",
@@ -79,6 +86,7 @@ _BUILT_IN = (
         idle_w=75.0,
         server_overhead_idle_w=2200.0,  # 2800 W idle server less 8 x 75 W
         server_overhead_max_w=4600.0,  # 10200 W rated server less 8 x 700 W
+        slowdown_c=89.0,
     ),
     Sku(
         name="H200-SXM5-141GB",
@@ -91,6 +99,7 @@ _BUILT_IN = (
         idle_w=75.0,
         server_overhead_idle_w=2200.0,
         server_overhead_max_w=4600.0,
+        slowdown_c=89.0,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Whatever a host is sent, and whatever befalls it, its leases end where they say."""
+"""Whatever a host is sent, and whatever befalls it: its leases end where they say, its reflex is obeyed."""
 
 import shutil
 import tempfile
@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.agents import SHARE_MHZ, SHARE_W, Hosted, brake, limit, lock
 from support.boards import GPU_IS_LOST, Wiring
 
+from actuators.reflex import Hold
 from schemas.commands import Brake, FailDirection, GpuCommand, LimitPower, LockClocks, Path
 from schemas.instants import MINUTE, SECOND, Span
 from schemas.outcomes import Outcome, Refused, Verified
@@ -18,6 +19,11 @@ from schemas.outcomes import Outcome, Refused, Verified
 FOUND_W = 375.25
 MAX_MHZ = 1410
 UNKNOWN = 999
+
+HOLDS = (
+    Hold(kind="overload", because="half", since=0, episode="half", max_mhz=960, limit_w=231.0),
+    Hold(kind="overload", because="all", since=0, episode="all", max_mhz=210, limit_w=100.0, lowest=True),
+)
 
 directions: st.SearchStrategy[FailDirection] = st.sampled_from(["safe_share", "restore", "hold"])
 any_path: st.SearchStrategy[Path] = st.sampled_from(["in_band", "out_of_band"])
@@ -42,6 +48,8 @@ class AHostUnderLeases(RuleBasedStateMachine):
         self.pulled: Brake | None = None  # a brake that no lock has been seen to replace
         self.was_deaf = False
         self.released = False
+        self.held: Hold | None = None
+        self.faulty = False
         self.hear(self.stand.start())
 
     def teardown(self) -> None:
@@ -99,6 +107,18 @@ class AHostUnderLeases(RuleBasedStateMachine):
     def the_wall_clock_is_set_back(self, back: Span) -> None:
         self.stand.now -= back
 
+    @rule(hold=st.sampled_from(HOLDS))
+    def the_reflex_holds(self, hold: Hold) -> None:
+        tighter = self.held is None or hold.max_mhz < self.held.max_mhz
+        self.held = hold if tighter else self.held
+        self.hear(self.stand.hold(hold))
+
+    @precondition(lambda self: self.held is not None)
+    @rule()
+    def the_reflex_lets_go(self) -> None:
+        self.held = None
+        self.hear(self.stand.hold(None))
+
     @precondition(lambda self: self.folder is not None)
     @rule(after=st.sampled_from([0, SECOND, 10 * MINUTE]))
     def the_agent_is_killed(self, after: Span) -> None:
@@ -108,6 +128,7 @@ class AHostUnderLeases(RuleBasedStateMachine):
 
     @rule()
     def the_driver_is_reloaded(self) -> None:
+        self.faulty = True
         for board in self.stand.boards.gpus:
             board.run_free(MAX_MHZ, FOUND_W)
 
@@ -117,6 +138,7 @@ class AHostUnderLeases(RuleBasedStateMachine):
         board.deaf, board.denied = fault == "deaf", fault == "denied"
         self.was_deaf = self.was_deaf or board.deaf
         board.refusal = {"unknown": UNKNOWN, "lost": GPU_IS_LOST}.get(fault, 0)
+        self.faulty = True
 
     @rule()
     def everything_is_given_back(self) -> None:
@@ -127,7 +149,10 @@ class AHostUnderLeases(RuleBasedStateMachine):
     def all_is_well_and_every_lease_has_ended(self) -> None:
         for gpu in (0, 1):
             self.something_befalls_a_gpu(gpu, "")
+        self.held = None
+        self.hear(self.stand.hold(None))
         self.hear(self.stand.wait(6 * MINUTE, every=SECOND))
+        self.faulty = False
         clocks, limits = set(self.stand.boards.clocks), set(self.stand.boards.limits)
         command = self.authority
         at_share = clocks == {SHARE_MHZ} and limits == {SHARE_W}
@@ -156,6 +181,13 @@ class AHostUnderLeases(RuleBasedStateMachine):
             kept = stand.agent.kept
             assert kept is None or set(kept.found.limit_w) <= {FOUND_W}
             assert max(stand.boards.limits) <= FOUND_W
+
+    @invariant()
+    def a_sound_host_is_never_looser_than_its_reflex_holds_it(self) -> None:
+        held = getattr(self, "held", None)
+        # Where paths share their registers, an earlier command that lands late is put right within a second.
+        if held is not None and not self.faulty and self.stand.boards.wiring == "own":
+            assert max(self.stand.boards.clocks) <= held.max_mhz
 
 
 TestAHostUnderLeases = AHostUnderLeases.TestCase

@@ -10,6 +10,7 @@ from support.boards import LATENCIES, Boards, Wiring, make_host
 from actuators.base import Actuator, ActuatorError, Found, Readback
 from actuators.gpu_nvml import NvmlActuator
 from actuators.lifecycle import HostAgent
+from actuators.reflex import Hold
 from schemas.commands import Brake, Command, FailDirection, GpuCommand, Lease, LimitPower, LockClocks, Path
 from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Outcome
@@ -153,7 +154,8 @@ class Hosted:
         self.state_file = state_file
         self.now = T0
         self.said: list[Outcome] = []
-        self.agent = HostAgent(self.host, self.actuators, self.share, state_file, source="actuator/test")
+        self.watched = True  # by a reflex
+        self.agent = self._agent()
 
     def intercept(self, path: Path, *, on: str, lasting: bool = False) -> Failing:
         """Put an interceptor before the actuator of `path`; not yet failing."""
@@ -184,8 +186,22 @@ class Hosted:
         """Kill the agent; `after` that long, start another."""
         self.boards.advance(after)
         self.now += after
-        self.agent = HostAgent(self.host, self.actuators, self.share, self.state_file, source="actuator/test")
+        self.agent = self._agent()
         return self.start()
+
+    def hold(self, hold: Hold | None) -> list[Outcome]:
+        """The host's reflex says what it holds from now on."""
+        return self._hear(self.agent.reflex(hold, self.now))
+
+    def _agent(self) -> HostAgent:
+        return HostAgent(
+            self.host,
+            self.actuators,
+            self.share,
+            self.state_file,
+            source="actuator/test",
+            reflex=self.watched,
+        )
 
     def _hear(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         self.said += outcomes
