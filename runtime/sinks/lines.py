@@ -174,7 +174,7 @@ def ledger_lines(event: Event, body: bytes, place: int) -> list[str]:
     kind = type(event).__name__
     time = event.at * _NS + place % _NS
     tags = _tag("type", kind) + _tag("subject", event.subject)
-    found = _text(f"{event.id} {kind} {tag_value(event.subject)}")
+    found = _text(f"{kind}\t{tag_value(event.subject)}\t{tag_value(event.id)}")
     return [
         f'ledger{tags} body="{_text(body.decode())}" {time}',
         f'ledger_id,begins={begins(event.id)} record="{found}" {time}',
