@@ -2,8 +2,7 @@
 
 What its library does otherwise, and what is done about it here:
 
-- Its constructor waits for a broker: `Line.opened` belongs on a thread of its own, and lets go of the
-  sockets where it gives up.
+- Its constructor waits for a broker: `Line.opened` belongs on a thread of its own.
 - After an error that is no passing one it goes on with the next batch, so that a record sent again
   afterwards would come behind newer ones. So the line ends at the first such error, at once, on the
   library's own thread; who sends takes the unacknowledged ones to the next line.
@@ -20,15 +19,12 @@ host come one at a time.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from runtime.bus.settings import BusError, KafkaConfig
+from runtime.bus.clients import connect
+from runtime.bus.settings import KafkaConfig
 from runtime.bus.spool import Record
-
-_LOG = logging.getLogger(__name__)
 
 OPENING_S = 5.0
 """How long a broker may take to answer the first time (our choice)."""
@@ -42,13 +38,6 @@ _REFUSALS = (
     "InvalidRecordError",
     "InvalidTimestampError",
 )
-
-
-def lacking() -> str:
-    """What this environment lacks to reach Kafka, in words; empty when nothing."""
-    if importlib.util.find_spec("kafka") is not None:
-        return ""
-    return "the Python module kafka is not installed here: pip install 'windrow[kafka]'"
 
 
 class Closed(Exception):
@@ -77,37 +66,19 @@ class Line:
     @classmethod
     def opened(cls, kafka: KafkaConfig, client: str, told: Callable[[Any, str], None]) -> Line:
         """Reach a broker. Waits for `OPENING_S` at most; raises BusError in words."""
-        if why := lacking():
-            raise BusError(why)
-        from kafka import KafkaProducer
-
-        clients: list[Any] = []
-
-        def kept(**configs: Any) -> Any:
-            clients.append(KafkaProducer.DEFAULT_CONFIG["kafka_client"](**configs))
-            return clients[-1]
-
-        try:
-            producer = KafkaProducer(
-                **kafka.for_kafka_python(),
-                client_id=client,
-                kafka_client=kept,
-                enable_idempotence=True,
-                compression_type="gzip",
-                bootstrap_timeout_ms=round(OPENING_S * 1000),
-                max_block_ms=round(_ASKING_S * 1000),
-                request_timeout_ms=_REQUEST_MS,
-                delivery_timeout_ms=_FOREVER_MS,
-                reconnect_backoff_max_ms=1_000,
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-        except BusError:
-            raise
-        except Exception as error:
-            for each in clients:
-                each.close()
-            raise BusError(_words(error)) from None
+        producer = connect(
+            "KafkaProducer",
+            kafka,
+            OPENING_S,
+            client_id=client,
+            enable_idempotence=True,
+            compression_type="gzip",
+            max_block_ms=round(_ASKING_S * 1000),
+            request_timeout_ms=_REQUEST_MS,
+            delivery_timeout_ms=_FOREVER_MS,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        ).client
         return cls(producer, told)
 
     def ready(self, topic: str) -> None:

@@ -416,6 +416,10 @@ class Publisher:
         except BusError as error:
             self._why = str(error)
             return
+        except Exception as error:
+            self._why = f"{type(error).__name__}: {error}"
+            _LOG.exception("%s: Kafka cannot be reached", self._client)
+            return
         self._opened = line
         if self._stopping:
             line.end("closed")
