@@ -253,8 +253,10 @@ class Spool:
         for index, segment in enumerate(segments):
             follows = segments[index + 1].first if index + 1 < len(segments) else None
             cut = False
+            content = b""
             try:
-                for record, size in _records(segment.path.read_bytes()):
+                content = segment.path.read_bytes()
+                for record, size in _records(content):
                     segment.count += 1
                     segment.size = size
                     segment.newest = max(segment.newest, record.at)
@@ -262,7 +264,7 @@ class Spool:
                 # A process that was killed leaves the last record begun. Elsewhere it is damage.
                 cut = error.cut and follows in (None, segment.end)
                 if not cut:
-                    self.lost += segment.count + 1 if follows is None else follows - segment.first
+                    self.lost += _count(content) if follows is None else follows - segment.first
                     self.found.append(self._aside(segment, error))
                     continue
             except OSError as error:
@@ -312,3 +314,12 @@ def _records(content: bytes) -> Iterator[tuple[Record, int]]:
             raise _Broken(f"is damaged at byte {at}: {error}") from error
         at += _FRAME.size + length
         yield record, at
+
+
+def _count(content: bytes) -> int:
+    """How many records a damaged segment seems to have had, one at least."""
+    at = count = 0
+    while at + _FRAME.size <= len(content):
+        at += _FRAME.size + _FRAME.unpack_from(content, at)[1]
+        count += 1
+    return max(1, count)
