@@ -150,8 +150,8 @@ class RowLog:
         return self.passed(topic, offset + 1)
 
     def passed(self, topic: str, offset: int) -> list[Beat]:
-        """The topic was read up to before `offset`, and no more of this row is there: it is gone for its
-        age, or could not be read. The beats that can be done now."""
+        """The topic was read up to before `offset`, and no more of this row is there: what was is of other
+        rows, unreadable, or gone for its age. The beats that can be done now."""
         self._read[topic] = max(offset, self._read.get(topic, 0))
         beats = []
         while self._ticks and not self.waits:
@@ -254,8 +254,10 @@ class RowLog:
         """
         if self._state is None:
             return None
-        ticks = self._ticks[0][0] if self._ticks else self._read.get(TICKS, 0)
-        mark = msgspec.structs.replace(self._done, upto={**self._done.upto, TICKS: ticks})
+        first = {topic: held[0][0] for topic, held in self._held.items() if held}
+        if self._ticks:
+            first[TICKS] = self._ticks[0][0]
+        mark = msgspec.structs.replace(self._done, upto=self._read | first)
         return Snapshot(freeze(self._state, self.loop, mark), mark.upto)
 
     # -- inside -----------------------------------------------------------------------------------

@@ -341,9 +341,10 @@ def test_what_comes_after_a_tick_is_not_of_its_beat() -> None:
     log.take(POWER, 4, feed(START + 1))
     (beat,) = log.take(TICKS, 0, Tick(at=START, source="x", subject=ROW, epoch=1, anew=True, upto={POWER: 4}))
     assert len(beat.inputs) == 1
+    log.passed(GPUS, 70)
     kept = log.snapshot()
     assert kept is not None
-    assert kept.covers == {POWER: 4, TICKS: 1}, "the second one is read again"
+    assert kept.covers == {POWER: 4, TICKS: 1, GPUS: 70}, "the second one is read again"
 
 
 def test_a_row_of_which_nothing_is_remembered_begins_anew_with_what_the_ledger_knows() -> None:
