@@ -1,7 +1,8 @@
 """The timer that ends leases: threads that need neither a network, a controller nor the control loop.
 
 It steps each agent a few times a second, and hands on the commands that come between. Each agent has a
-thread of its own, so that a host that hangs keeps nobody waiting. What the agents say waits here until
+thread of its own, so that a host that hangs keeps nobody waiting; that thread also steps the agent when it
+is due sooner, to read back what was just written. What the agents say is told at once or waits here until
 somebody asks; that nobody does changes nothing for the hosts.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from actuators.lifecycle import HostAgent
+from actuators.reflex import Hold
 from schemas.commands import Brake, Command
 from schemas.instants import Instant
 from schemas.outcomes import Outcome, Refused
@@ -62,10 +64,14 @@ class _Desk:
     Commands that wait behind a device call go to the agent together, which takes brakes first.
     """
 
-    def __init__(self, path: str, agent: HostAgent, serve: Callable[[str, _Call], None]) -> None:
+    def __init__(
+        self, path: str, agent: HostAgent, serve: Callable[[str, _Call], bool], period_s: float
+    ) -> None:
         self._path = path
         self._agent = agent
         self._serve = serve
+        self._period_s = period_s
+        self._well = False  # it was called, and did not raise the last time
         self._tasks: deque[_Task] = deque()
         self._busy = False
         self._open = True
@@ -110,12 +116,17 @@ class _Desk:
     def _work(self) -> None:
         while self._open:
             with self._changed:
-                self._changed.wait_for(lambda: self._tasks)
-                task, self._busy = self._tasks.popleft(), True
-            self._serve(self._path, task.call or self._step(task.commands))
+                self._changed.wait_for(lambda: self._tasks, self._patience())
+                task, self._busy = self._tasks.popleft() if self._tasks else _Task(), True
+            well = self._serve(self._path, task.call or self._step(task.commands))
             with self._changed:
-                self._busy = False
+                self._busy, self._well = False, well
             task.done.set_result(None)
+
+    def _patience(self) -> float | None:
+        """How long to wait for something to do before the agent is due; None: until the timer's next beat."""
+        wait_s = max(self._agent.wait_ms, 1) / 1000 if self._well else self._period_s
+        return wait_s if wait_s < self._period_s else None
 
     def _step(self, commands: Sequence[Command]) -> _Call:
         return lambda now, monotonic_ms: self._agent.step(commands, now, monotonic_ms)
@@ -124,8 +135,9 @@ class _Desk:
 class LeaseTimer:
     """Steps `agents`, by host path, every `period_s` by `clock`, one call at a time on each agent.
 
-    An agent that raises is logged and counted in `faults`, and those beside it go on; one that hangs is
-    waited for `prompt_s` at most.
+    `heard` is told what the agents say as they say it, on their threads, and must neither wait nor raise;
+    without it their words wait for `take`. An agent that raises is logged and counted in `faults`, and
+    those beside it go on; one that hangs is waited for `prompt_s` at most.
     """
 
     def __init__(
@@ -136,6 +148,7 @@ class LeaseTimer:
         source: str,
         period_s: float = PERIOD_S,
         prompt_s: float = PROMPT_S,
+        heard: Callable[[Sequence[Outcome]], None] | None = None,
     ) -> None:
         self.agents = agents
         self.faults: Counter[str] = Counter()
@@ -145,8 +158,9 @@ class LeaseTimer:
         self._source = source
         self._period_s = period_s
         self._prompt_s = prompt_s
-        self._desks = {path: _Desk(path, agent, self._call) for path, agent in agents.items()}
         self._outcomes: deque[Outcome] = deque(maxlen=WAITING)
+        self._heard = heard or self._outcomes.extend
+        self._desks = {path: _Desk(path, agent, self._call, period_s) for path, agent in agents.items()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-timer", daemon=True)
 
@@ -157,8 +171,12 @@ class LeaseTimer:
         return self.take()
 
     def step(self, commands: Sequence[Command]) -> list[Outcome]:
-        """Hand commands to their hosts' agents, brakes first; what all agents have said since the last
-        call. What a slow one makes of its commands is in the answer to a later call."""
+        """Hand commands to their hosts' agents; what all agents have said since the last call. What a slow
+        one makes of its commands is in the answer to a later call."""
+        return self._said(self.hand(commands))
+
+    def hand(self, commands: Sequence[Command]) -> list[Future[None]]:
+        """Hand commands to their hosts' agents, brakes first, and wait for none of them."""
         orders: dict[str, list[Command]] = {}
         for command in sorted(commands, key=lambda command: not isinstance(command, Brake)):
             orders.setdefault(command.target, []).append(command)
@@ -168,8 +186,13 @@ class LeaseTimer:
             if desk is not None:
                 handed.append(desk.hand(mine))
             else:
-                self._outcomes.extend([self._stray(command) for command in mine])
-        return self._said(handed)
+                self._heard([self._stray(command) for command in mine])
+        return handed
+
+    def reflex(self, path: str, hold: Hold | None) -> None:
+        """Have a host held at what its reflex says, as soon as its agent can; None: let go."""
+        agent = self.agents[path]
+        self._desks[path].ask(lambda now, monotonic_ms: agent.reflex(hold, now, monotonic_ms))
 
     def beat(self) -> None:
         """Step every agent once. One that is at something just now is left to it."""
@@ -211,12 +234,17 @@ class LeaseTimer:
         wait(list(asked), self._prompt_s)
         return self.take()
 
-    def _call(self, path: str, call: _Call) -> None:
+    def _call(self, path: str, call: _Call) -> bool:
+        """Make a call on an agent; whether it did not raise."""
         try:
-            self._outcomes.extend(call(self._clock.now(), int(self._clock.monotonic() * 1000)))
+            said = call(self._clock.now(), int(self._clock.monotonic() * 1000))
+            if said:
+                self._heard(said)
         except Exception:
             self.faults[path] += 1
             _LOG.exception("%s: the host's agent raised", path)
+            return False
+        return True
 
     def _stray(self, command: Command) -> Refused:
         return Refused(

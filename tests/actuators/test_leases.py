@@ -29,6 +29,8 @@ class HandClock:
 class Broken:
     """An agent with a mistake in it."""
 
+    wait_ms = SECOND
+
     def start(self, now: Instant, monotonic_ms: int) -> list[object]:
         return []
 
