@@ -1,8 +1,7 @@
 """The way into InfluxDB: batches of lines, each written until it is settled.
 
-A batch is written in one request by the vendor's client and waited for, which is the fastest that client
-does (lines joined beforehand: some 700,000 a second, against 150,000 through its own batching) and the
-only way of it that says of each batch what became of it:
+A batch is written in one request by the vendor's client and waited for. With lines joined beforehand that
+is five times as fast as through the client's own batching, and it says of each batch what became of it:
 
     taken               the points are in InfluxDB
     away, 429, 5xx      tried again, after pauses that grow
@@ -74,7 +73,6 @@ def client_of(config: InfluxConfig) -> InfluxDBClient:
         token=config.token(),
         org=config.org,
         timeout=config.timeout_ms,
-        enable_gzip=True,
         retries=False,
     )
 

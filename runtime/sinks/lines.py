@@ -46,7 +46,9 @@ from schemas.samples import (
     GpuFrame,
     PowerRollup,
     RackSample,
+    RowSummary,
     ServingSample,
+    SitePower,
     UpsSample,
     WeatherSample,
 )
@@ -218,6 +220,11 @@ def _rollup(_: Lines, rollup: PowerRollup) -> Iterator[Point]:
         yield Point("rack", rack, [("power_w", power_w)])
 
 
+def _site(_: Lines, site: SitePower) -> Iterator[Point]:
+    modes = [(f"rows_{mode}", count) for mode, count in site.modes.items()]
+    yield Point("site", "", [*_scalars(site), ("rows_silent", len(site.silent)), *modes])
+
+
 def _frame(_: Lines, frame: GpuFrame) -> Iterator[Point]:
     """A host's GPUs in one point: a sum where each of them is known, else none."""
     sums = [whole for instant in frame.best_power_w if (whole := _sum(instant)) is not None]
@@ -337,6 +344,7 @@ _SHAPES: dict[type[Event], _Shape | None] = {
     WeatherSample: _Shape("weather", sampled=True),
     ServingSample: _Shape("serving", sampled=True),
     PowerRollup: _Shape("rollup", special=_rollup),
+    SitePower: _Shape("site", special=_site),
     **{kind: _Shape("forecast", ("model",), kind="forecast", special=_forecast) for kind in _UNIT_OF},
     ForecastScore: _Shape("forecast_score", ("model",), special=_score),
     Emergency: _Shape("emergency", ("kind", "phase"), apart=True, special=_emergency),
@@ -351,16 +359,16 @@ _SHAPES: dict[type[Event], _Shape | None] = {
 }
 
 
+NO_SERIES: frozenset[type[Event]] = frozenset({Tick, RowSummary})
+"""What these say of a time, the beat's rollup and decision say too."""
+
+
 @functools.cache
 def _shape_of_any(kind: type[Event]) -> _Shape | None:
     """A type that has no shape of its own is written with its single values, under its own name."""
-    if kind in _NO_SERIES:
+    if kind in NO_SERIES:
         return None
     return _Shape(re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower())
-
-
-_NO_SERIES: frozenset[type[Event]] = frozenset({Tick})
-"""A tick says nothing that the beat's rollup and decision do not say of their time."""
 
 
 # ---- fields ----
