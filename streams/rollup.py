@@ -5,9 +5,9 @@ hosts by GPUs. So the cost of a message is small and where a stream is cut canno
 
 - A GPU's power is the mean of its plausible samples since the last tick, over at most `mean_ms`
   (the 2 s that a row reading spans): the instantaneous field where the source has it, else the
-  averaged one, never a mean over both; of a frame with fewer than FEW_SAMPLES of both, the averaged
-  one. It holds until it is stale. A mean over earlier ticks would not bring the sum of hosts nearer to
-  the truth: what it takes off the noise it adds by being late.
+  averaged one, never a mean over both; of fewer than FEW_SAMPLES of both, the averaged one. How many
+  frames they came in does not matter. It holds until it is stale. A mean over earlier ticks would not
+  bring the sum of hosts nearer to the truth: what it takes off the noise it adds by being late.
 - A host has one source of frames, the first that speaks; another's are withheld until that one is
   stale. Boards beyond those that a host is said to have are missing boards.
 - A host is its wall power where that is trusted, else the sum of its GPUs and a modelled rest
@@ -34,13 +34,12 @@ tick.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 
 import msgspec
 import numpy as np
 
 from schemas.envelope import Event, Tick
-from schemas.instants import Instant
+from schemas.instants import Instant, Span
 from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample
 from schemas.topology import Row
 from schemas.units import FloatArray, Grid, Reading
@@ -198,12 +197,14 @@ class Rollup:
                 state.extras[host] = 0
                 if event.gpus != state.boards[host] or any(event.faults):  # type: ignore[attr-defined]
                     event = self._align(state, host, event)  # type: ignore[arg-type]
+                if event.offsets_ms and event.offsets_ms[0] <= -mean_ms:  # type: ignore[attr-defined]
+                    event = _latest(event, mean_ms)  # type: ignore[arg-type]
                 frames = state.frames.get(host)
                 if frames is None:
                     state.frames[host] = [event]  # type: ignore[list-item]  # `kind` told, not isinstance: speed
                 else:
-                    if _averaged(frames[0]) != _averaged(event):  # type: ignore[arg-type]
-                        frames.clear()  # the other power field: never a mean over both
+                    if _fields(frames[0]) != _fields(event):  # type: ignore[arg-type]
+                        frames.clear()  # it offers other power fields: never a mean over both
                     while frames and frames[0].at <= event.at - mean_ms:
                         del frames[0]
                     frames.append(event)  # type: ignore[arg-type]
@@ -279,7 +280,7 @@ class Rollup:
         if going.any():
             self._call_witnesses(state, heard, pick, going)
 
-        core_c, _ = self._gather([(host, frames[-1:]) for host, frames in heard], _core_c)
+        core_c, _ = self._gather(heard, _core_c)
         state.core_c[pick] = np.where(plausible(core_c, _HOTTEST_C), core_c, np.nan)
         state.frame_at[pick] = at[:, 0]
         state.frames = {}
@@ -309,9 +310,9 @@ class Rollup:
     def _gather(
         self,
         heard: list[tuple[int, list[GpuFrame]]],
-        field: Callable[[GpuFrame], Grid],
+        field: Callable[[list[GpuFrame]], Grid],
     ) -> tuple[FloatArray, IntArray]:
-        """One grid of every frame, stacked: (samples, GPUs), hosts one after the other, and where
+        """One grid of every host's frames, stacked: (samples, GPUs), hosts one after the other, and where
         each host starts. A host without samples has one row of NaN."""
         width, gpus = self._width, self._gpu_counts
         blank = (None,) * width
@@ -320,12 +321,11 @@ class Rollup:
         for host, frames in heard:
             starts.append(start := len(flat))
             n = gpus[host]
-            for frame in frames:
-                for row in field(frame):
-                    if len(row) == width == n:
-                        flat += row
-                    else:
-                        flat += row + blank[n:] if len(row) == n else blank
+            for row in field(frames):
+                if len(row) == width == n:
+                    flat += row
+                else:
+                    flat += row + blank[n:] if len(row) == n else blank
             if len(flat) == start:
                 flat += blank
         return np.array(flat, np.float64).reshape(-1, width), np.array(starts) // width
@@ -578,26 +578,56 @@ class Rollup:
         return float(state.core_c[fresh].max()) if fresh.any() else None
 
 
-_utilisation_ratio: Callable[[GpuFrame], Grid] = attrgetter("utilisation_ratio")
-_sm_mhz: Callable[[GpuFrame], Grid] = attrgetter("sm_mhz")
+def _utilisation_ratio(frames: list[GpuFrame]) -> Grid:
+    return tuple(row for frame in frames for row in frame.utilisation_ratio)
 
 
-def _averaged(frame: GpuFrame) -> bool:
-    """Whether a frame's averaged power is used: of few instants it says more, if it says all they do."""
-    if not frame.power_w:
+def _sm_mhz(frames: list[GpuFrame]) -> Grid:
+    return tuple(row for frame in frames for row in frame.sm_mhz)
+
+
+def _fields(frame: GpuFrame) -> tuple[bool, bool]:
+    """Which power fields a frame offers."""
+    return bool(frame.power_w), bool(frame.power_average_w)
+
+
+def _latest(frame: GpuFrame, span: Span) -> GpuFrame:
+    """The frame without the samples taken `span` or longer before it."""
+    count = len(frame.offsets_ms)
+    old = sum(offset <= -span for offset in frame.offsets_ms)
+
+    def cut(grid: Grid) -> Grid:
+        return grid[old:] if len(grid) == count else grid
+
+    return msgspec.structs.replace(
+        frame,
+        offsets_ms=frame.offsets_ms[old:],
+        power_w=cut(frame.power_w),
+        power_average_w=cut(frame.power_average_w),
+        sm_mhz=cut(frame.sm_mhz),
+        utilisation_ratio=cut(frame.utilisation_ratio),
+    )
+
+
+def _averaged(frames: list[GpuFrame]) -> bool:
+    """Whether the averaged power is used: of few instants it says more, if it says all they do."""
+    first, last = frames[0], frames[-1]
+    if not first.power_w:
         return True
-    if not frame.power_average_w or len(frame.power_w) >= FEW_SAMPLES:
+    if not first.power_average_w or sum(len(frame.power_w) for frame in frames) >= FEW_SAMPLES:
         return False
-    pairs = zip(frame.power_average_w[-1], frame.power_w[-1], strict=False)
+    pairs = zip(last.power_average_w[-1], last.power_w[-1], strict=False)
     return not any(average is None and instant is not None for average, instant in pairs)
 
 
-def _best_power_w(frame: GpuFrame) -> Grid:
-    return frame.power_average_w if _averaged(frame) else frame.power_w
+def _best_power_w(frames: list[GpuFrame]) -> Grid:
+    if _averaged(frames):
+        return tuple(row for frame in frames for row in frame.power_average_w)
+    return tuple(row for frame in frames for row in frame.power_w)
 
 
-def _core_c(frame: GpuFrame) -> Grid:
-    return (frame.core_c,)
+def _core_c(frames: list[GpuFrame]) -> Grid:
+    return (frames[-1].core_c,)
 
 
 def _sizes(starts: IntArray, end: int) -> IntArray:

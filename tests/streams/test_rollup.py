@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -111,6 +112,46 @@ def test_of_few_instants_the_averaged_field_says_more() -> None:
     assert both(1, (200.0,) * 8) == pytest.approx(host.wall_w(1600.0))
     assert both(4, (200.0,) * 8) == pytest.approx(host.wall_w(8 * 380.0)), "four instants span the tick"
     assert both(1, (None,) + (200.0,) * 7) == pytest.approx(host.wall_w(8 * 380.0)), "never one of each"
+
+
+def test_how_a_hosts_samples_are_cut_into_frames_changes_nothing() -> None:
+    row = make_row(1)
+    host = row.hosts[0]
+    powers = [200.0] * 12 + [600.0] * 8  # twenty samples in the two seconds before the tick; then it jumps
+
+    def cut_after(*cuts: int) -> PowerRollup:
+        events: list[Event] = []
+        for first, last in itertools.pairwise((0, *cuts, 20)):
+            at = T0 - 100 * (20 - last)
+            samples = tuple((watts,) * 8 for watts in powers[first:last])
+            events.append(
+                msgspec.structs.replace(
+                    frame(host, at, [0.0] * 8),
+                    offsets_ms=tuple(range(-100 * (last - first - 1), 1, 100)),
+                    power_w=samples,
+                    power_average_w=((123.0,) * 8,) * len(samples),
+                    id="",
+                )
+            )
+        return rollups(row, [*events, tick(T0)])[0]
+
+    expected = pytest.approx(host.wall_w(8 * 360.0))
+    assert cut_after(10).power_w == expected, "a frame each second"
+    assert cut_after(10, 13).power_w == expected, "one of three samples at once, and the tick's with the rest"
+    assert cut_after(10, 13, 14, 15).power_w == expected
+    assert cut_after().power_w == expected, "one frame of two seconds"
+
+
+def test_of_a_long_frame_only_the_samples_within_the_mean_count() -> None:
+    row = make_row(1)
+    host = row.hosts[0]
+    said = msgspec.structs.replace(
+        frame(host, T0, [0.0] * 8),
+        offsets_ms=tuple(range(-5_900, 1, 100)),
+        power_w=((600.0,) * 8,) * 40 + ((200.0,) * 8,) * 20,
+        id="",
+    )
+    assert rollups(row, [said, tick(T0)])[0].power_w == pytest.approx(host.wall_w(1600.0))
 
 
 def test_a_second_source_of_a_host_is_withheld_until_the_first_is_stale() -> None:
