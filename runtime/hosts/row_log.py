@@ -35,6 +35,7 @@ import msgspec
 
 from controllers.view import View, view
 from runtime.control_loop import TICK_SOURCE
+from runtime.hosts.replay import is_input
 from runtime.hosts.snapshot import Mark, SnapshotRefused, freeze, thaw
 from runtime.metronome import Metronome
 from runtime.row_loop import Beat, RowLoop, RowState
@@ -161,12 +162,12 @@ class RowLog:
         return beats
 
     def wants(self, topic: str) -> bool:
-        """Whether to hand over more of a topic now: not while HELD_AT_MOST of it are held, unless a tick
-        waits for them."""
+        """Whether to hand over more of a topic now: not while HELD_AT_MOST of it are held, unless the next
+        recorded tick waits for them."""
         held = self._ticks if topic == TICKS else self._held[topic]
-        return len(held) < HELD_AT_MOST or any(
-            self._read.get(topic, 0) < tick.upto.get(topic, 0) for _, tick in self._ticks
-        )
+        if len(held) < HELD_AT_MOST:
+            return True
+        return bool(self._ticks) and self._read.get(topic, 0) < self._ticks[0][1].upto.get(topic, 0)
 
     @property
     def waits(self) -> str:
@@ -294,10 +295,11 @@ class RowLog:
         self._done = msgspec.structs.replace(mark, upto={**mark.upto, **reached}, at=tick.at)
         for text in tick.besides:
             self._told.pop(text, None)
-            try:
-                inputs.append(codec.decode(text.encode()))
-            except codec.Malformed:
+            word = _word(text)
+            if word is None:
                 self.unread += 1
+            else:
+                inputs.append(word)
         self._metronome.beaten(tick.at)
         for event in self._unheard():
             self._metronome.hear(event)
@@ -344,3 +346,12 @@ class RowLog:
         else:
             return now
         return since + self._patience if since <= now else now  # else the clock was set back
+
+
+def _word(text: str) -> Event | None:
+    """A word that came with a tick; None where it is nothing that a row is told."""
+    try:
+        word = codec.decode(text.encode())
+    except codec.Malformed:
+        return None
+    return word if is_input(word) else None

@@ -15,6 +15,7 @@ from support.row_logs import Member, Partition, said
 from controllers.policy import DEFAULT_POLICY
 from runtime.hosts.row_log import HELD_AT_MOST, INPUTS, TICKS, RowLog
 from runtime.row_loop import Beat, RowLoop
+from schemas import codec
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
@@ -419,10 +420,11 @@ def test_no_tick_under_a_foreign_subject_or_without_an_epoch_beats_the_row() -> 
 
 def test_a_word_in_a_tick_that_cannot_be_read_is_counted_and_the_beat_goes_on() -> None:
     log = RowLog(loop(), worker="one")
-    tick = Tick(at=START, source="x", subject=ROW, epoch=1, anew=True, besides=("{}", "no json"))
+    nested = codec.encode(Tick(at=START, source="x", subject=ROW)).decode()
+    tick = Tick(at=START, source="x", subject=ROW, epoch=1, anew=True, besides=("{}", "no json", nested))
     (beat,) = log.take(TICKS, 0, tick)
     assert beat.inputs == ()
-    assert log.unread == 2
+    assert log.unread == 3
 
 
 def test_a_row_that_cannot_be_beaten_asks_for_no_more_than_it_can_hold() -> None:
