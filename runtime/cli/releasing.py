@@ -15,7 +15,8 @@ from rich.text import Text
 
 from actuators.lifecycle import DEADLINES, KEEPERS, HostAgent
 from runtime.agents import InlineAgents
-from runtime.cli.operating import SOURCE, STATE_DIR, By, State, known
+from runtime.bus.settings import BusError, KafkaConfig
+from runtime.cli.operating import SOURCE, STATE_DIR, By, State, known, publish
 from runtime.cli.printing import Json, console, emit, progress, say, watts
 from runtime.clock import SystemClock
 from runtime.config import ActuatorConfig, ConfigError, HostConfig, Setup, load_host, read_host_config
@@ -27,7 +28,7 @@ from schemas.commands import Path
 from schemas.envelope import Event
 from schemas.instants import SECOND, Span
 from schemas.operators import ReleaseAll
-from schemas.topology import covers
+from schemas.topology import Site, covers
 
 
 class GivenBack(msgspec.Struct, frozen=True):
@@ -55,7 +56,8 @@ def release(
 
     A host goes back to the settings that were found on it. In an oversubscribed row it goes to its safe
     share, at which the row fits under its breaker whatever runs. Where a host process runs on the state
-    directory it is asked to do so; where none does it is done here, needing nothing but the devices.
+    directory it is asked to do so; where none does it is done here, needing nothing but the devices. With a
+    configuration that has [kafka] the site's other processes are asked by it, wherever they run.
     Exit status 1 when a host was not seen to be given back.
 
     Parameters
@@ -69,7 +71,7 @@ def release(
     state_dir
         The state directory of the host; it knows the configuration that the host last ran with.
     config
-        That configuration, should the state directory be lost.
+        That configuration, should the state directory be lost, or one of the site with [kafka].
     uncapped
         Give back what was found in an oversubscribed row too. Only without a running host.
     yes
@@ -89,26 +91,59 @@ def release(
         _warn(setup, subject)
     now, who = SystemClock().now(), by or getpass.getuser()
     word = ReleaseAll(at=now, source=SOURCE, subject=subject, by=who, reason=reason)
+    if chosen.kafka is not None and not _here(chosen, subject):
+        if uncapped:
+            raise ConfigError(
+                f"--uncapped is for the machine that sets the hosts, and {chosen.name} sets none"
+            )
+        return _asked(word, publish(chosen.kafka, setup.site, word), json=json)
     state = StateDir.made(chosen.state_dir)
     try:
         with state.locked():
-            given = _give_back(chosen, setup, state, word, uncapped=uncapped)
+            try:
+                given = _give_back(chosen, setup, state, word, uncapped=uncapped)
+            finally:  # the devices do not wait for a broker
+                if chosen.kafka is not None:
+                    _tell_the_site(chosen.kafka, setup.site, word)
     except Busy:
         if uncapped:
             raise ConfigError(
                 f"a host is running on {state.path}, and gives back no more than safe shares: stop it first"
             ) from None
+        if chosen.kafka is not None:
+            return _asked(word, publish(chosen.kafka, setup.site, word), json=json)
         Inbox(state.path).put(word)
-        if json:
-            emit({"release": word.id, "asked": True, "hosts": []})
-        else:
-            say(f"asked the running host to give {subject} back; if it does not: stop it and say this again")
-        return 0
+        return _asked(word, "", json=json)
     if json:
         emit({"release": word.id, "asked": False, "hosts": given})
     else:
         _print(given, subject)
     return 0 if all(each.ok for each in given) else 1
+
+
+def _asked(word: ReleaseAll, note: str, *, json: bool) -> int:
+    """Tell that others were asked to give hosts back."""
+    if json:
+        emit({"release": word.id, "asked": True, "hosts": []})
+        return 0
+    if note:
+        say(note)
+    say(f"asked the running host to give {word.subject} back; if it does not: stop it and say this again")
+    return 0
+
+
+def _tell_the_site(kafka: KafkaConfig, site: Site, word: ReleaseAll) -> None:
+    """Tell the site's processes what was done here: until they know, they command these hosts in vain."""
+    try:
+        note = publish(kafka, site, word)
+    except BusError as error:
+        note = f"the site's controllers were not told: {error}"
+    print(note, file=sys.stderr)
+
+
+def _here(config: HostConfig, subject: str) -> tuple[ActuatorConfig, ...]:
+    """What is set here at or below a path."""
+    return tuple(entry for entry in config.actuators if covers(subject, entry.host))
 
 
 def _warn(setup: Setup, subject: str) -> None:
@@ -130,7 +165,7 @@ def _give_back(
 ) -> list[GivenBack]:
     """Do what a running host would. The ledger is told as far as it can be: a full disk keeps no host
     from being given back."""
-    here = tuple(entry for entry in config.actuators if covers(word.subject, entry.host))
+    here = _here(config, word.subject)
     if not here:
         raise ConfigError(f"{config.name}: sets no host at or below {word.subject}")
     hosts = agents_of(msgspec.structs.replace(config, actuators=here), setup, state)

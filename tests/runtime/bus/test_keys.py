@@ -11,6 +11,7 @@ from confluent_kafka.cimpl import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as murmur2_of_kafka_python
+from support.two_rows import TWO_ROWS
 
 from runtime.bus.keys import Keys, murmur2, partition_of
 from runtime.bus.settings import KafkaConfig
@@ -18,43 +19,6 @@ from schemas.envelope import DeadLetter, Event, Tick
 from schemas.operators import Unpin
 from schemas.samples import FeedSample, UpsSample, WeatherSample
 from schemas.site_file import read_site
-
-_RACK = """
-[[racks]]
-row = "{row}"
-names = "{name}"
-feeds = ["feed-{row}"]
-[[racks.hosts]]
-names = "h01"
-sku = "A100-SXM4-80GB"
-gpus = 8
-priority = "high"
-paths = ["in_band"]
-"""
-TWO_ROWS = """
-[site]
-name = "ams1"
-[[ups]]
-name = "ups-1"
-limit_w = 90000
-[[pdus]]
-name = "pdu-1"
-ups = "ups-1"
-limit_w = 90000
-""" + "".join(
-    f"""
-[[feeds]]
-name = "feed-{row}"
-pdu = "pdu-1"
-limit_w = 20000
-[[rows]]
-name = "{row}"
-budget_w = 20000
-meters = ["feed-{row}"]
-{_RACK.format(row=row, name=f"r-{row}")}
-"""
-    for row in ("row-a", "row-b")
-)
 
 KEYS = Keys(read_site(TWO_ROWS, "ams1.toml"))
 
