@@ -73,6 +73,10 @@ class Health:
         host is not ready; it is not taken for dead before that time has passed."""
         self._signs[sign] = _Expected(within_s, vital, self._clock.monotonic())
 
+    def forget(self, sign: str) -> None:
+        """The sign is no longer expected of this host."""
+        self._signs.pop(sign, None)
+
     def seen(self, sign: str) -> None:
         """A sign of life; one that nobody expects is none."""
         expected = self._signs.get(sign)
@@ -97,7 +101,7 @@ class Health:
         signs: dict[str, Sign] = {}
         reasons: list[str] = []
         live = True
-        for name, expected in self._signs.items():
+        for name, expected in self._signs.copy().items():
             age_s = None if expected.seen is None else round(now - expected.seen, 3)
             signs[name] = Sign(age_s=age_s, within_s=expected.within_s, vital=expected.vital)
             late = now - (expected.since if expected.seen is None else expected.seen) > expected.within_s

@@ -27,10 +27,12 @@ COMMANDS = {
     "demo": "runtime.cli.demo:demo",
     "run": "runtime.cli.running:run",
     "record": "runtime.cli.running:record",
+    "control": "runtime.cli.controlling:control",
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",
     "topics": "runtime.cli.topics:topics",
+    "archive": "runtime.cli.archiving:archive",
     "audit": "runtime.cli.asking:audit",
     "pin": "runtime.cli.operating:pin",
     "unpin": "runtime.cli.operating:unpin",
@@ -40,6 +42,8 @@ COMMANDS = {
 }
 """Where each command is found. Imported when asked for: who pins a host at night need not wait for
 plotting and forecasting libraries."""
+
+_SERVICES = ("run", "control", "archive")
 
 app = App(
     name="windrow",
@@ -69,7 +73,8 @@ _OPERATORS = (
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command line; its exit status."""
-    level = logging.INFO if list(tokens[:1]) == ["run"] else logging.WARNING  # a service says what it does
+    service = tokens and tokens[0] in _SERVICES
+    level = logging.INFO if service else logging.WARNING  # a service says what it does
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         if not tokens or tokens[0] not in COMMANDS:

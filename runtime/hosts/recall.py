@@ -1,0 +1,164 @@
+"""What a bus remembers of rows whose host starts: their newest snapshots, and what outlives a row's memory.
+
+A row with a snapshot goes on from there. One without, or with one that this code cannot read, begins anew:
+it is told people's words that still hold, the trouble that stood and its last decision, as a host with a
+ledger on its disk is told at its start (`runtime.ledger.standing`), and the epoch of its last command.
+
+All of it blocks, and raises BusError where the brokers do not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from runtime.bus.keys import partition_of
+from runtime.bus.reader import Reader, Received
+from runtime.bus.settings import BusError, KafkaConfig
+from runtime.hosts.snapshot import SnapshotRefused, mark_of
+from runtime.ledger.standing import last_decisions, last_troubles, standing
+from schemas import codec
+from schemas.commands import Command, LockClocks
+from schemas.decisions import Decision
+from schemas.emergencies import Emergency
+from schemas.envelope import Event, Tick
+from schemas.instants import MINUTE, Instant, Span
+from schemas.operators import Pin
+from schemas.samples import UpsSample
+from schemas.topics import BY_NAME, BY_TYPE
+
+SNAPSHOTS = "windrow.snapshots"
+
+_TAIL = 256  # messages of a partition that are looked at first; then 16 times as many, until they do
+_BATCH = 500  # messages
+_WAIT_S = 0.5
+_ASKED = 6  # times, 5 s each, before the brokers count as away
+_WAITS = 60  # without a message, before the brokers count as away
+_EVIDENCE: Span = 10 * MINUTE  # how long before a failover was raised its UPS may have said so
+
+
+class Words(NamedTuple):
+    """What a row that begins anew is told, and the highest epoch it was beaten or commanded under."""
+
+    told: tuple[Event, ...]
+    epoch: int
+
+
+def newest_snapshots(kafka: KafkaConfig, rows: Collection[str]) -> dict[str, bytes]:
+    """Each row's newest snapshot, for the rows that have one: that of the highest epoch, then of the latest
+    beat; a host that has lost its row may have written last."""
+    newest: dict[str, tuple[tuple[int, Instant], bytes]] = {}
+    for received in _until_each(kafka, SNAPSHOTS, rows, lambda received: bool(received.value)):
+        row, payload = (received.key or b"").decode(errors="replace"), received.value or b""
+        try:
+            mark = mark_of(payload)
+            order = (mark.epoch, mark.at)
+        except SnapshotRefused as refused:
+            order = (refused.epoch, -1)
+        if payload and row in rows and (row not in newest or order >= newest[row][0]):
+            newest[row] = order, payload
+    return {row: payload for row, (_, payload) in newest.items()}
+
+
+def words_of(kafka: KafkaConfig, row: str, now: Instant) -> Words:
+    """What to tell a row that begins anew."""
+    heard = _Heard()
+    for kind in (Pin, Emergency):
+        heard.take(_all(kafka, BY_TYPE[kind].name, row, 0))
+    heard.take(_until_each(kafka, BY_TYPE[Decision].name, [row], lambda received: True), row)
+    raised = [event for event in heard.of_type([Emergency]) if getattr(event, "kind", "") == "failover"]
+    if raised:
+        since = raised[0].at - _EVIDENCE
+        heard.take(_all(kafka, BY_TYPE[UpsSample].name, row, Instant(since)))
+    last = _Heard()
+    for said in (Tick, LockClocks):
+        last.take(_until_each(kafka, BY_TYPE[said].name, [row], lambda received: True), row)
+    told = (
+        *standing(heard.book, now),
+        *last_troubles(heard.book, now),
+        *last_decisions(heard.book, [row], now),
+    )
+    epochs = [event.epoch for event in last.events if isinstance(event, Tick)]
+    epochs += [event.lease.epoch for event in last.events if isinstance(event, Command)]
+    return Words(told, max(epochs, default=0))
+
+
+class _Heard:
+    """Messages of one row, asked as a ledger is."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.book: Any = self  # the part of a Book that is asked here
+
+    def take(self, received: Iterable[Received], row: str = "") -> None:
+        """Messages off the bus; what cannot be read was buried by who read it first."""
+        for each in received:
+            if row and each.key != row.encode():
+                continue
+            try:
+                self.events.append(codec.decode(each.value or b""))
+            except codec.Malformed:
+                continue
+
+    def get(self, identity: str) -> Event | None:
+        return next((event for event in self.events if event.id == identity), None)
+
+    def of_type(
+        self, kinds: Iterable[type[Event]], *, until: Instant | None = None, newest_first: bool = False
+    ) -> Iterator[Event]:
+        wanted = tuple(kinds)
+        found = [e for e in self.events if isinstance(e, wanted) and (until is None or e.at <= until)]
+        return iter(sorted(found, key=lambda event: event.at, reverse=newest_first))
+
+
+def _partition(topic: str, row: str) -> int:
+    return partition_of(row.encode(), BY_NAME[topic].partitions)
+
+
+def _all(kafka: KafkaConfig, topic: str, row: str, since: Instant) -> list[Received]:
+    """A row's messages on a topic, since a time of the brokers or from the beginning."""
+    number = _partition(topic, row)
+    with closing(Reader(kafka, {topic: [number]}, start=since or "earliest")) as reader:
+        found = _to_the_end(reader, topic, [number])
+    return [received for received in found if received.key == row.encode()]
+
+
+def _until_each(
+    kafka: KafkaConfig, topic: str, rows: Collection[str], wanted: Callable[[Received], bool]
+) -> list[Received]:
+    """The last messages of the rows' partitions on a topic, so far back that each row has one that is
+    wanted, or to the beginning."""
+    keys = {row.encode() for row in rows}
+    numbers = sorted({_partition(topic, row) for row in rows})
+    tail = _TAIL
+    while True:
+        with closing(Reader(kafka, {topic: numbers}, start="latest")) as reader:
+            ends = _ends(reader, topic)
+        starts = {place: max(0, end - tail) for place, end in ends.items()}
+        with closing(Reader(kafka, {topic: numbers}, start=starts)) as reader:
+            found = _to_the_end(reader, topic, numbers)
+        if keys <= {received.key for received in found if wanted(received)} or not any(starts.values()):
+            return found
+        tail *= 16
+
+
+def _ends(reader: Reader, topic: str) -> dict[tuple[str, int], int]:
+    for _ in range(_ASKED):
+        if ends := reader.ends():
+            return ends
+    raise BusError(f"{topic} cannot be read: {reader.away}")
+
+
+def _to_the_end(reader: Reader, topic: str, numbers: Collection[int]) -> list[Received]:
+    """What lies between where a reader stands and where the log ends now."""
+    ends = _ends(reader, topic)
+    found: list[Received] = []
+    waits = 0
+    while any((reader.position(topic, number) or 0) < ends[topic, number] for number in numbers):
+        some = reader.poll(_WAIT_S, _BATCH)
+        found += some
+        waits = 0 if some else waits + 1
+        if waits > _WAITS:
+            raise BusError(f"{topic} cannot be read: {reader.away or 'the brokers send nothing'}")
+    return found
