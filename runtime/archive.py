@@ -113,15 +113,15 @@ class Part:
         """Read what there is, and have it kept."""
         if not self.waiting:
             self.waiting = self.reader.poll(_WAIT_S, _MOST)
+            if (now := self._clock.monotonic()) >= self._looked_at + _LOOK_S:
+                self._looked_at = now
+                found = {place: self.reader.position(*place) for place in self.reader.ends()}
+                self.positions = {place: at for place, at in found.items() if at is not None}
         if self.waiting:
             self.trouble = self.keeper.keep(self.waiting)
             if not self.trouble:
                 self.kept += len(self.waiting)
                 self.waiting = ()
-        if (now := self._clock.monotonic()) >= self._looked_at + _LOOK_S:
-            self._looked_at = now
-            found = {place: self.reader.position(*place) for place in self.reader.ends()}
-            self.positions = {place: at for place, at in found.items() if at is not None}
         self.turned()
 
     def lag(self, ends: Mapping[tuple[str, int], int]) -> int | None:
