@@ -9,14 +9,36 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from runtime.cli.printing import Json, emit, print_alerts, print_holdings, print_walk, say
-from runtime.config import ConfigError
+from runtime.config import ConfigError, read_host_config
 from runtime.ledger import audit as ledger_audit
+from runtime.ledger.book import Book
 from runtime.ledger.store import Ledger
+from runtime.state_dir import StateDir
 from schemas.instants import Instant, from_text, to_text
 
 LedgerPath = Annotated[pathlib.Path, Parameter(name="--ledger")]
+SomeLedger = Annotated[pathlib.Path | None, Parameter(name="--ledger")]
+SomeConfig = Annotated[pathlib.Path | None, Parameter(name="--config")]
 
 audit = App(name="audit", help="Ask the ledger: who was capped, when and why.")
+
+
+def opened(ledger: pathlib.Path | None, config: pathlib.Path | None) -> Book:
+    """The ledger to ask: a file or, by a configuration, the site's InfluxDB, else the file of that host.
+
+    Raises ConfigError, LedgerMissing, LedgerUnreadable or BusError, in words.
+    """
+    if (ledger is None) == (config is None):
+        raise ConfigError("name either a ledger's file with --ledger, or a configuration with --config")
+    if ledger is not None:
+        return Ledger.reading(ledger)
+    assert config is not None
+    chosen = read_host_config(config)
+    if chosen.influx is None:
+        return Ledger.reading(StateDir(chosen.state_dir).ledger)
+    from runtime.sinks.influx_ledger import InfluxLedger
+
+    return InfluxLedger(chosen.influx)
 
 
 def instant(text: str) -> Instant:
@@ -28,7 +50,7 @@ def instant(text: str) -> Instant:
 
 
 @audit.command
-def why(command: str, /, *, ledger: LedgerPath, json: Json = False) -> int:
+def why(command: str, /, *, ledger: SomeLedger = None, config: SomeConfig = None, json: Json = False) -> int:
     """Walk one command back to the samples it rests on and on to its measured effect.
 
     Parameters
@@ -37,10 +59,12 @@ def why(command: str, /, *, ledger: LedgerPath, json: Json = False) -> int:
         The id of a command (or of one of its outcomes); the first characters will do.
     ledger
         The ledger file of the host.
+    config
+        A configuration instead: its InfluxDB is asked or, without one, the ledger in its state directory.
     json
         Print the walk as one line of JSON.
     """
-    with Ledger.reading(ledger) as book:
+    with opened(ledger, config) as book:
         walk = ledger_audit.why(book, command)
     if json:
         emit(walk)
@@ -50,7 +74,9 @@ def why(command: str, /, *, ledger: LedgerPath, json: Json = False) -> int:
 
 
 @audit.command
-def who(*, target: str, at: str, ledger: LedgerPath, json: Json = False) -> int:
+def who(
+    *, target: str, at: str, ledger: SomeLedger = None, config: SomeConfig = None, json: Json = False
+) -> int:
     """Say what held each host at or below a target at a time.
 
     Parameters
@@ -61,11 +87,13 @@ def who(*, target: str, at: str, ledger: LedgerPath, json: Json = False) -> int:
         The time, such as 2026-03-01T12:00:00Z.
     ledger
         The ledger file of the host.
+    config
+        A configuration instead: its InfluxDB is asked or, without one, the ledger in its state directory.
     json
         Print the holdings as one line of JSON.
     """
     moment = instant(at)
-    with Ledger.reading(ledger) as book:
+    with opened(ledger, config) as book:
         holdings = ledger_audit.who(book, target, moment)
     if json:
         emit(holdings)
@@ -77,19 +105,23 @@ def who(*, target: str, at: str, ledger: LedgerPath, json: Json = False) -> int:
 
 
 @audit.command
-def alerts(*, ledger: LedgerPath, since: str = "1970-01-01", json: Json = False) -> int:
+def alerts(
+    *, ledger: SomeLedger = None, config: SomeConfig = None, since: str = "1970-01-01", json: Json = False
+) -> int:
     """List emergencies that were open or ended since a time.
 
     Parameters
     ----------
     ledger
         The ledger file of the host.
+    config
+        A configuration instead: its InfluxDB is asked or, without one, the ledger in its state directory.
     since
         The time, such as 2026-03-01T12:00:00Z.
     json
         Print the alerts as one line of JSON.
     """
-    with Ledger.reading(ledger) as book:
+    with opened(ledger, config) as book:
         found = ledger_audit.alerts(book, instant(since))
     if json:
         emit(found)

@@ -15,6 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runtime.ledger.audit import Alert, Holding, Walk
+from runtime.ledger.history import History
 from schemas.commands import Brake, Command, LimitPower, LockClocks
 from schemas.decisions import Decision
 from schemas.envelope import Event
@@ -188,21 +189,25 @@ def _outcome(outcome: Outcome) -> str:
 
 
 def print_holdings(holdings: tuple[Holding, ...]) -> None:
-    """What held each host, one line a host."""
-    table = Table("host", "state", "by", "command", "since", "lease ends", "", box=None)
+    """What held each host: in a line, and beneath it by which command and until when."""
     for holding in holdings:
         command = holding.first or holding.command
         lease = holding.command.lease if holding.command else None
-        table.add_row(
-            holding.target,
-            holding.state,
-            asked(command) if command else "",
-            command.id if command else "",
-            to_text(holding.since),
-            to_text(lease.expires_at) if lease else "",
-            Text("; ".join(filter(None, (holding.detail, *_besides(holding))))),
+        by = f" by {type(command).__name__} {command.id}" if command else ""
+        until = f"; its lease ends {to_text(lease.expires_at)}" if lease else ""
+        _entry(
+            f"{holding.target}  {holding.state}{f'  {asked(command)}' if command else ''}",
+            f"since {to_text(holding.since)}{by}{until}",
+            holding.detail,
+            *_besides(holding),
         )
-    console.print(table)
+
+
+def _entry(head: str, *beneath: str) -> None:
+    """A line, and what belongs to it beneath. Nothing is cut off, however narrow the terminal."""
+    say(head)
+    for text in filter(None, beneath):
+        say(f"    {text}")
 
 
 def _besides(holding: Holding) -> Iterator[str]:
@@ -213,19 +218,39 @@ def _besides(holding: Holding) -> Iterator[str]:
 
 
 def print_alerts(alerts: tuple[Alert, ...]) -> None:
-    """Emergencies, one line each, by the time they were raised."""
-    table = Table("raised", "where", "what", "now", "worst", "limit", "because", box=None)
+    """Emergencies by the time they were raised: what became of each in a line, and beneath it why."""
     for alert in alerts:
-        table.add_row(
-            to_text(alert.raised_at),
-            alert.subject,
-            _plain(alert.kind),
-            f"{alert.phase} {to_text(alert.at)[11:19]}",
-            "" if alert.worst is None else f"{alert.worst:,.4g}",
-            "" if alert.limit is None else f"{alert.limit:,.4g}",
-            Text(alert.because),
+        worst = "" if alert.worst is None else f", at worst {alert.worst:,.4g}"
+        limit = "" if alert.limit is None else f" (limit {alert.limit:,.4g})"
+        _entry(
+            f"{to_text(alert.raised_at)}  {alert.subject}  {_plain(alert.kind)}, "
+            f"{alert.phase} {to_text(alert.at)[11:19]}{worst}{limit}",
+            alert.because,
         )
-    console.print(table)
+
+
+def print_history(told: History) -> None:
+    """A row's moments in their order, and what stood and became of commands meanwhile."""
+    say(f"{told.row} from {to_text(told.since)} to {to_text(told.until)}")
+    if told.before is not None:
+        say(f"  before: mode {told.before.mode} since {to_text(told.before.at)}")
+    for moment in told.moments:
+        sent = ", ".join(f"{count} {kind}" for kind, count in moment.commands.items())
+        cover = "unknown" if moment.coverage_ratio is None else f"{moment.coverage_ratio:.0%}"
+        _entry(
+            f"{to_text(moment.at)}  {moment.mode:3}  {watts(moment.power_w)} of {watts(moment.budget_w)}, "
+            f"{cover} read{f'; sent {sent}' if sent else ''}",
+            moment.because,
+            f"refused: {moment.refusal}" if moment.refusal else "",
+            "; ".join(
+                f"{each.hosts} hosts {'braked to' if each.brake else 'at or below'} {each.max_mhz} MHz"
+                for each in moment.wanted
+            ),
+        )
+    became = ", ".join(f"{count} {kind.lower()}" for kind, count in told.outcomes.items())
+    say(f"  outcomes: {became or 'none'}")
+    say(f"  emergencies: {len(told.troubles) or 'none'}")
+    print_alerts(told.troubles)
 
 
 def print_decision(decision: Decision) -> None:

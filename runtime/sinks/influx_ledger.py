@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from runtime.bus.settings import InfluxConfig
 from runtime.ledger.book import ENOUGH, LedgerUnreadable, the_one
+from runtime.ledger.history import Curve, CurvePoint
 from runtime.sinks.influx import client_of, in_words, request_errors
 from runtime.sinks.lines import NO_HEX, begins, tag_value
 from schemas import codec
@@ -120,6 +121,27 @@ class InfluxLedger:
                 predicate: (r) => r._measurement == "ledger"{_any("type", names)})""")
         found = (unquote(value) for _, value in tags)
         return sorted(subject for subject in found if covers(below, subject))
+
+    def curve(self, row: str, since: Instant, until: Instant, step_ms: Span) -> Curve:
+        """The row's power from the time series, every beat of it."""
+        columns: dict[str, dict[Instant, float]] = {}
+        for name, field, of in (
+            ("power_w", "power_w", "mean"),
+            ("peak_w", "power_w", "max"),
+            ("coverage_ratio", "coverage_ratio", "min"),
+        ):
+            rows = self._ask(f"""
+                from(bucket: {quoted(self._config.bucket)}) |> range({_range(since, until)})
+                |> filter(fn: (r) => r._measurement == "rollup" and r._field == "{field}"{_any("row", [row])})
+                |> aggregateWindow(every: {step_ms}ms, fn: {of}, createEmpty: false, timeSrc: "_start")
+                |> keep(columns: ["_time", "_value"])""")
+            # A step that begins before the stretch does is told by where it would begin.
+            columns[name] = {time // _NS - time // _NS % step_ms: float(value) for time, value in rows}
+        points = tuple(
+            CurvePoint(at, *(columns[name].get(at) for name in ("power_w", "peak_w", "coverage_ratio")))
+            for at in sorted(columns["coverage_ratio"])
+        )
+        return Curve("series", step_ms, points)
 
     # ---- how they are put ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sqlite3
 import threading
@@ -17,20 +18,22 @@ from support.rigs import START, in_band, rig_of, row_text, setup_of
 
 from controllers.policy import DEFAULT_POLICY
 from runtime.bus.settings import InfluxConfig
+from runtime.cli.app import run
 from runtime.clock import SystemClock
 from runtime.ledger import audit
 from runtime.ledger.book import AmbiguousId, Book, LedgerUnreadable, UnknownId
+from runtime.ledger.history import curve, history
 from runtime.ledger.standing import last_decisions, last_troubles, pins, standing
 from runtime.ledger.store import Ledger
 from runtime.sinks.influx import InfluxSink
 from runtime.sinks.influx_ledger import InfluxLedger, quoted
-from runtime.sinks.lines import ledger_lines
+from runtime.sinks.lines import Lines, ledger_lines
 from schemas import codec
 from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import DeadLetter, Event
-from schemas.instants import MINUTE, SECOND, Instant
+from schemas.instants import MINUTE, SECOND, Instant, to_text
 from schemas.operators import Pin
 from schemas.outcomes import Outcome, Verified
 from schemas.samples import FeedSample, PowerRollup
@@ -40,6 +43,7 @@ pytestmark = pytest.mark.counterpart
 
 RISING = LoadProfile(requests_per_s=0.35, points=((0.0, 0.05), (30.0, 0.05), (90.0, 1.0), (420.0, 1.0)))
 END = START + 8 * MINUTE
+SITE = row_text(4, budget_w=20_000.0)
 
 
 class Both(NamedTuple):
@@ -70,7 +74,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
         in_band(), guardrails=msgspec.structs.replace(DEFAULT_POLICY.guardrails, dwell_ms=10 * SECOND)
     )
     with Ledger(path, durable=False) as ledger:
-        rig = rig_of(setup_of(row_text(4, budget_w=20_000.0), policy), load=RISING, ledger=ledger)
+        rig = rig_of(setup_of(SITE, policy), load=RISING, ledger=ledger)
         rig.host.run(until=START + 5 * SECOND)
         rig.plant.fail_ups()
         rig.host.run(until=START + 9 * SECOND)
@@ -139,6 +143,65 @@ def test_every_question_has_the_same_answer(both: Both) -> None:
         assert answer(question, both.influx) == answer(question, both.file)
     assert len(audit.alerts(both.file, 0)) > 1, "the run was to be eventful"
     assert any(audit.why(both.file, command.id).samples for command in some)
+
+
+def test_a_rows_history_is_the_same_and_so_is_its_curve_where_both_hold_it(
+    both: Both, influx: InfluxConfig, tmp_path: pathlib.Path
+) -> None:
+    row = "lab1/row-a"
+    rollups = list(both.file.of_type([PowerRollup]))
+    points = Lines(setup_of(SITE).site)
+    sink = InfluxSink(influx, aside=tmp_path / "aside", clock=SystemClock(), stop=threading.Event())
+    assert sink.put([line for event in rollups for line in points.of(event)])
+    sink.close()
+    for since, until in ((START, END), (START + MINUTE + 1, START + 4 * MINUTE + 7), (END + 1, END + MINUTE)):
+        told = history(both.file, row, since, until)
+        assert history(both.influx, row, since, until) == told
+        for step_ms in (2 * SECOND, 7 * SECOND):
+            ours, theirs = (
+                curve(both.file, row, since, until, step_ms),
+                both.influx.curve(row, since, until, step_ms),
+            )
+            assert [point.at for point in theirs.points] == [point.at for point in ours.points]
+            for mine, their in zip(ours.points, theirs.points, strict=True):
+                assert their.power_w == pytest.approx(mine.power_w, rel=1e-12)
+                assert (their.peak_w, their.coverage_ratio) == (mine.peak_w, mine.coverage_ratio)
+    whole = history(both.file, row, START, END)
+    assert {"U", "B"} <= {moment.mode for moment in whole.moments}
+    assert any(moment.commands.get("Brake") for moment in whole.moments)
+    assert whole.troubles
+    assert whole.mode_at(END) == whole.moments[-1].mode
+    assert whole.mode_at(START - 1) == ""
+
+
+def test_the_command_line_says_the_same_of_either(
+    both: Both, influx: InfluxConfig, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.toml").write_text(SITE, encoding="utf-8")
+    config = tmp_path / "host.toml"
+    config.write_text(
+        'site = "site.toml"\nstate_dir = "state"\n'
+        f'[influx]\nurl = "{influx.url}"\norg = "{influx.org}"\nbucket = "{influx.bucket}"\n',
+        encoding="utf-8",
+    )
+    verified = next(both.file.of_type([Verified]))
+    at, end = to_text(START + 3 * MINUTE), to_text(END)
+    for question in (
+        ["audit", "why", verified.id],
+        ["audit", "who", "--target", "lab1/row-a", "--at", at],
+        ["audit", "alerts"],
+        ["audit", "alerts", "--json"],
+        ["audit", "why", "zz"],
+    ):
+        status = run([*question, "--ledger", str(both.file.path)])
+        said = capsys.readouterr()
+        assert (run([*question, "--config", str(config)]), capsys.readouterr()) == (status, said)
+    question = ["history", "lab1/row-a", "--since", at, "--until", end, "--json"]
+    answers = []
+    for source in (["--ledger", str(both.file.path)], ["--config", str(config)]):
+        assert run([*question, *source]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["history"])
+    assert answers[0] == answers[1]
 
 
 def test_records_come_in_the_ledgers_order_either_way(both: Both) -> None:

@@ -11,7 +11,9 @@ import pytest
 from support.rigs import START, in_band, rig_of, row_text, setup_of
 
 from controllers.policy import DEFAULT_POLICY
+from runtime.cli import printing
 from runtime.cli.app import run
+from runtime.ledger.audit import who
 from runtime.ledger.store import Ledger
 from schemas.commands import LockClocks
 from schemas.instants import MINUTE, SECOND, to_text
@@ -102,6 +104,46 @@ def test_who_tells_of_every_host_below_a_path_and_of_its_pins(
     (holding,) = json.loads(capsys.readouterr().out)
     assert holding["command"]["max_mhz"] == 900
     assert holding["pins"][0]["reason"] == REASON
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal(
+    ledger: pathlib.Path, cap: LockClocks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printing.console, "width", 80)
+    assert run(asked(ledger, "who", "--target", "lab1/row-a", "--at", to_text(START + 3 * MINUTE))) == 0
+    told = capsys.readouterr().out
+    with Ledger.reading(ledger) as book:
+        holdings = who(book, "lab1/row-a", START + 3 * MINUTE)
+    for holding in holdings:
+        assert holding.command is not None
+        assert f"{holding.target}  {holding.state}  hold SM clocks at or below" in told
+        assert (holding.first or holding.command).id in told
+        assert f"its lease ends {to_text(holding.command.lease.expires_at)}" in told
+    assert run(asked(ledger, "alerts")) == 0
+    told += capsys.readouterr().out
+    assert "…" not in told
+
+
+@pytest.mark.parametrize("names", [[], ["--ledger", "a.sqlite", "--config", "b.toml"]])
+def test_one_ledger_is_asked_and_not_none_or_two(
+    names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["audit", "alerts", *names]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "name either a ledger's file with --ledger, or a configuration with --config"
+
+
+def test_a_configuration_without_influxdb_means_the_file_of_that_host(
+    ledger: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ledger.sqlite").write_bytes(ledger.read_bytes())
+    (tmp_path / "site.toml").write_text(row_text(4, budget_w=20_000.0), encoding="utf-8")
+    (tmp_path / "host.toml").write_text('site = "site.toml"\nstate_dir = "state"\n', encoding="utf-8")
+    assert run(["audit", "alerts", "--config", str(tmp_path / "host.toml")]) == 0
+    told = capsys.readouterr().out
+    assert run(asked(ledger, "alerts")) == 0
+    assert capsys.readouterr().out == told
 
 
 def test_where_nothing_was_commanded_the_answer_is_no(
