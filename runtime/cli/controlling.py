@@ -19,7 +19,7 @@ def control(
     *,
     config: pathlib.Path,
     worker: str = "",
-    snapshot_seconds: float = 10.0,
+    snapshot_seconds: float = 60.0,
     dead_after_seconds: float = 10.0,
     stalled_seconds: float = STALLED_S,
     away_seconds: float = AWAY_S,

@@ -20,7 +20,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import faust
 import msgspec
@@ -37,6 +37,8 @@ from runtime.hosts.faust_transport import Fetch, FetchConsumer, FetchSchema, fet
 from runtime.hosts.partition import TOPICS, Done, Partition
 from runtime.hosts.recall import SNAPSHOTS, newest_snapshots, words_of
 from runtime.hosts.row_log import TICKS, RowLog, Snapshot
+from runtime.hosts.site_fold import LOOK_BACK as SITE_LOOK_BACK
+from runtime.hosts.site_fold import SUMMARIES, SiteFold
 from runtime.hosts.speaker import Said, Speaker, Unsent
 from runtime.hosts.watchdog import Watchdog
 from runtime.row_loop import Beat, RowLoop
@@ -50,8 +52,8 @@ _LOG = logging.getLogger(__name__)
 GROUP = "windrow.control"
 LEDGER = "windrow.ledger"
 
-_LOOK_BACK: Span = MINUTE
-"""How far back a row that begins anew reads its inputs: further than any reading is believed (our choice)."""
+_LOOK_BACK: Span = 2 * MINUTE
+"""How far back a row that begins anew reads its inputs: further than a reading is believed (our choice)."""
 
 _SLICE = {TICKS: 4}
 _FRAMES = 200
@@ -61,6 +63,19 @@ _LONGEST_WAIT_S = 0.5
 _LEAVING_S = 2.0
 
 
+class Bounds(NamedTuple):
+    """Where a partition's log begins and ends, and where its recent part begins."""
+
+    begin: int
+    end: int
+    recent: int
+
+    @classmethod
+    def of(cls, tp: TP, begins: Mapping[TP, int], ends: Mapping[TP, int], recent: Mapping[TP, int]) -> Bounds:
+        """Those of one partition; without a recent message the recent part begins at the end."""
+        return cls(begins[tp], ends[tp], recent.get(tp, ends[tp]))
+
+
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How often a worker keeps its rows, and after what silence the group takes it for dead.
 
@@ -68,7 +83,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     broker takes less than its ``group.min.session.timeout.ms`` (6 s unless changed).
     """
 
-    snapshot_ms: Span = 10 * SECOND
+    snapshot_ms: Span = MINUTE
     commit_ms: Span = 5 * SECOND
     dead_after_s: float = 10.0
 
@@ -169,6 +184,7 @@ class FaustHost:
         self._buried = buried
         self._rows = rows
         self._site = setup.site.name
+        self._fold = SiteFold(setup.site, setup.policy.period_ms)
         self._site_rows = {row.path: row for row in setup.site.rows}
         self._names = {kafka.topic(name): name for name in TOPICS}
         self._partitions: dict[int, Partition] = {}
@@ -181,8 +197,11 @@ class FaustHost:
         self._wake = asyncio.Event()
         self._leaving = False
         fetching(app, self)
-        topic = app.topic(*self._names, schema=FetchSchema(), acks=False)
-        app.agent(topic, name="rows", concurrency=1)(self._read)
+        schema = FetchSchema()
+        rows_topic = app.topic(*self._names, schema=schema, acks=False)
+        app.agent(rows_topic, name="rows", concurrency=1)(self._read)
+        site_topic = app.topic(kafka.topic(SUMMARIES), schema=schema, acks=False)
+        app.agent(site_topic, name="site", concurrency=1)(self._read)
         app.task(self._beat)
         app.task(self._cover)
 
@@ -202,6 +221,7 @@ class FaustHost:
         """Partitions are taken away: their rows are another's from now on."""
         for number in {tp.partition for tp in revoked if tp.topic in self._names}:
             self._drop(number)
+        self._fold.lose()
         self._paused -= revoked
         self._watchdog.settled(settled=False)
         self._rows(self._speaking)
@@ -223,25 +243,26 @@ class FaustHost:
         )
         places: dict[TP, int] = {}
         for number in numbers:
-            logs = {path: RowLog(self._loop(path), worker=self._worker) for path in rows[number]}
-            uptos = [await self._restored(log, snapshots.get(path)) for path, log in logs.items()]
-            partition = Partition(number, logs, self.strangers)
-            for topic in TOPICS:
+            bounds = {
+                topic: Bounds.of(TP(self._kafka.topic(topic), number), begins, ends, recent)
+                for topic in TOPICS
+            }
+            logs = [await self._restored(path, snapshots.get(path), bounds) for path in rows[number]]
+            partition = Partition(number, {log.loop.row.path: log for log, _ in logs}, self.strangers)
+            for topic, (begin, end, _) in bounds.items():
                 tp = TP(self._kafka.topic(topic), number)
-                begin, end = begins[tp], ends[tp]
-                # A row that begins anew does no beat of the log: what those took in may be gone.
-                fresh = end if topic == TICKS else recent.get(tp, end)
-                wanted = [upto.get(topic, begin) if upto else fresh for upto in uptos]
-                at = min(wanted) if wanted else consumer.committed(tp, begin)
+                at = min((upto[topic] for _, upto in logs), default=consumer.committed(tp, begin))
                 places[tp] = at = min(max(begin, at), end)
-                for log, upto in zip(logs.values(), uptos, strict=True):
-                    if not upto and topic == TICKS:
-                        log.passed(TICKS, end)
                 self._act(partition.begin(topic, at, end))
             self._partitions[number] = partition
-            for path, log in logs.items():
-                self._start(path, log, partition)
-                self._placed_at[path] = began
+            for log, _ in logs:
+                self._placed_at[log.loop.row.path] = began
+                self._start(log, partition)
+        summaries = TP(self._kafka.topic(SUMMARIES), self._fold.number)
+        if summaries in assigned:
+            since = await consumer.at_time([summaries], self._clock.now() - SITE_LOOK_BACK)
+            places |= since or await consumer.highwaters(summaries)
+            self._fold.begin()
         self._watchdog.settled(settled=True)
         self._rows(self._speaking)
         _LOG.info(
@@ -250,17 +271,29 @@ class FaustHost:
         self._wake.set()
         return places
 
-    async def _restored(self, log: RowLog, snapshot: bytes | None) -> Mapping[str, int]:
-        """A row as its snapshot has it; where there is none that can be read, told what outlives it."""
+    async def _restored(
+        self, path: str, snapshot: bytes | None, bounds: Mapping[str, Bounds]
+    ) -> tuple[RowLog, Mapping[str, int]]:
+        """A row as its snapshot has it or, where there is none to go on from, told what outlives it; and by
+        topic, where its log is to be read on."""
+        log = RowLog(RowLoop(self._site_rows[path], self._setup.policy, epoch=0), worker=self._worker)
         upto = log.restore(snapshot)
-        if log.cold:
-            row = log.loop.row.path
-            if log.refusal:
-                _LOG.warning("%s begins anew: %s", row, log.refusal)
-            words = await asyncio.to_thread(words_of, self._kafka, row, self._clock.now())
-            log.remind(words.told)
-            log.above(words.epoch)
-        return upto
+        if any(upto.get(topic, 0) > bound.end for topic, bound in bounds.items()):
+            _LOG.error("%s begins anew: its snapshot is of another log, longer than this one", path)
+            log = RowLog(log.loop, worker=self._worker)
+            upto = log.restore(None)
+        elif log.refusal:
+            _LOG.warning("%s begins anew: %s", path, log.refusal)
+        if not log.cold:
+            return log, {topic: upto.get(topic, bound.begin) for topic, bound in bounds.items()}
+        words = await asyncio.to_thread(words_of, self._kafka, path, self._clock.now())
+        log.remind(words.told)
+        log.above(words.epoch)
+        # It does no beat of the log: what those took in may be gone. Its first takes in what came since the
+        # last of them, as it does for whoever follows the log.
+        log.passed(TICKS, bounds[TICKS].end)
+        recent = {topic: max(words.upto.get(topic, 0), bound.recent) for topic, bound in bounds.items()}
+        return log, recent | {TICKS: bounds[TICKS].end}
 
     async def _read(self, stream: Any) -> None:
         async for fetch in stream.noack():
@@ -271,6 +304,10 @@ class FaustHost:
                 self._watchdog.fault(f"{fetch.topic} could not be taken in: {error!r}")
 
     async def _take(self, fetch: Fetch) -> None:
+        if fetch.topic not in self._names:
+            if fetch.partition == self._fold.number:
+                self._bury(self._fold.take(fetch.records))
+            return
         topic, partition = self._names[fetch.topic], self._partitions.get(fetch.partition)
         if partition is None:
             return
@@ -282,8 +319,7 @@ class FaustHost:
                 return
             done, letters = partition.take(topic, fetch.records[start : start + size])
             self._act(done)
-            if letters:
-                self._bury(letters)
+            self._bury(letters)
             if start + size < len(fetch.records):
                 await asyncio.sleep(0)
         self._mind(partition)
@@ -351,6 +387,8 @@ class FaustHost:
                         if (tick := log.propose(now)) is not None:
                             self._send_soon(TICKS, path, codec.encode(tick))
                         wait_s = min(wait_s, max(0.001, (log.next_beat(now) - now) / 1000))
+            if not self._leaving and (power := self._fold.tick(now)) is not None:
+                self._send_soon(topic_of(power).name, self._site, codec.encode(power))
             self._resume()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
@@ -438,7 +476,9 @@ class FaustHost:
                 await asyncio.gather(*(speaker.snapshot(self._clock.now()) for speaker in speakers))
                 await self._commit()
 
-    def _start(self, path: str, log: RowLog, partition: Partition) -> None:
+    def _start(self, log: RowLog, partition: Partition) -> None:
+        path = log.loop.row.path
+
         def kept(row: str, snapshot: Snapshot) -> None:
             partition.keep(row, snapshot.covers)
             self._metrics.kept(len(snapshot.payload))
@@ -479,9 +519,6 @@ class FaustHost:
         for row in partition.rows if partition is not None else ():
             if row in self._speaking:
                 self._stop(row)
-
-    def _loop(self, path: str) -> RowLoop:
-        return RowLoop(self._site_rows[path], self._setup.policy, epoch=0)
 
     def _resume(self) -> None:
         """Fetch again what rows can take again."""

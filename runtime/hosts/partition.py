@@ -14,13 +14,13 @@ from typing import NamedTuple, Protocol
 from runtime.hosts.row_log import INPUTS, TICKS, RowLog
 from runtime.row_loop import Beat
 from schemas import codec
-from schemas.envelope import DeadLetter
+from schemas.envelope import DeadLetter, Event
 from schemas.topics import topic_of
 
 TOPICS = (*INPUTS, TICKS)
 """What is read of a partition: all that a row's beats take in, and the ticks that close them."""
 
-SOURCE = "runtime/partition"
+SOURCE = "runtime/control-worker"
 
 
 class Record(Protocol):
@@ -34,6 +34,23 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def timestamp(self) -> int: ...
+
+
+def read(record: Record, topic: str) -> Event:
+    """The message that lay on a topic, or the dead letter that keeps it whole: it is none that we know, or
+    belongs elsewhere."""
+    payload = record.value or b""
+    try:
+        event = codec.decode(payload)
+        if topic_of(event).name == topic:
+            return event
+        reason = f"a {type(event).__name__} does not belong on {topic}"
+    except codec.Malformed as error:
+        reason = str(error)
+    subject = (record.key or b"").decode(errors="replace")
+    return DeadLetter(
+        at=record.timestamp, source=SOURCE, subject=subject, topic=topic, payload=payload, reason=reason
+    )
 
 
 class Done(NamedTuple):
@@ -74,14 +91,9 @@ class Partition:
         letters: list[DeadLetter] = []
         for record in records:
             self._read[topic] = record.offset + 1
-            try:
-                event = codec.decode(record.value or b"")
-            except codec.Malformed as error:
-                letters.append(self._buried(topic, record, str(error)))
-                continue
-            if topic_of(event).name != topic:
-                wrong = f"a {type(event).__name__} does not belong on {topic}"
-                letters.append(self._buried(topic, record, wrong))
+            event = read(record, topic)
+            if isinstance(event, DeadLetter):
+                letters.append(event)
                 continue
             log = self._by_key.get(record.key or b"")
             if log is None:
@@ -127,16 +139,6 @@ class Partition:
             if all(offset is not None for offset in offsets):
                 least[topic] = min(offset for offset in offsets if offset is not None)
         return least
-
-    def _buried(self, topic: str, record: Record, reason: str) -> DeadLetter:
-        return DeadLetter(
-            at=record.timestamp,
-            source=f"{SOURCE}/{self.number}",
-            subject=(record.key or b"").decode(errors="replace"),
-            topic=topic,
-            payload=record.value or b"",
-            reason=reason,
-        )
 
     def _passed(self, topic: str) -> list[Done]:
         done: list[Done] = []

@@ -9,7 +9,7 @@ All of it blocks, and raises BusError where the brokers do not answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -39,10 +39,12 @@ _EVIDENCE: Span = 10 * MINUTE  # how long before a failover was raised its UPS m
 
 
 class Words(NamedTuple):
-    """What a row that begins anew is told, and the highest epoch it was beaten or commanded under."""
+    """What a row that begins anew is told, the highest epoch it was beaten or commanded under, and by topic
+    where the inputs of the last beat ended, so far as the log still has one."""
 
     told: tuple[Event, ...]
     epoch: int
+    upto: Mapping[str, int]
 
 
 def newest_snapshots(kafka: KafkaConfig, rows: Collection[str]) -> dict[str, bytes]:
@@ -79,9 +81,11 @@ def words_of(kafka: KafkaConfig, row: str, now: Instant) -> Words:
         *last_troubles(heard.book, now),
         *last_decisions(heard.book, [row], now),
     )
-    epochs = [event.epoch for event in last.events if isinstance(event, Tick)]
+    ticks = [event for event in last.events if isinstance(event, Tick)]
+    epochs = [tick.epoch for tick in ticks]
     epochs += [event.lease.epoch for event in last.events if isinstance(event, Command)]
-    return Words(told, max(epochs, default=0))
+    newest = max(ticks, key=lambda tick: (tick.epoch, tick.at), default=None)
+    return Words(told, max(epochs, default=0), newest.upto if newest else {})
 
 
 class _Heard:
