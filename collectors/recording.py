@@ -18,6 +18,7 @@ from schemas.envelope import DeadLetter, Event
 from schemas.instants import Instant
 from schemas.recordings import NotARecording, RecordingHeader, decode_header
 
+_TICK = b'{"type":"Tick"'
 _CHUNK = 1 << 18
 _GZIP = zlib.MAX_WBITS | 16  # expect gzip's header and trailer
 _HEADER_AT_MOST = 1 << 26  # bytes: far above any site and policy text, so that no foreign file is read whole
@@ -66,6 +67,10 @@ class Recording:
             else:
                 at = event.at
                 yield event
+
+    def count_beats(self) -> int:
+        """How many ticks there are, without reading the messages. Raises CollectorError as `events` does."""
+        return sum(line.startswith(_TICK) for line, _ in _lines(self.path))
 
     def _bury(self, line: bytes, at: Instant, reason: str) -> DeadLetter:
         return DeadLetter(

@@ -12,25 +12,34 @@ ever held a message.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
+from controllers.policy import CappingPolicy
 from runtime.bus.clients import connect
 from runtime.bus.keys import partition_of
 from runtime.bus.provision import ensure
 from runtime.bus.settings import BusError, KafkaConfig
 from runtime.clock import Clock
+from runtime.config import ConfigError
+from runtime.hosts.recall import SNAPSHOTS
 from runtime.hosts.replay import is_input
-from runtime.hosts.row_log import INPUTS
+from runtime.hosts.row_log import INPUTS, TICKS
+from runtime.hosts.snapshot import SnapshotRefused, freeze, thaw
+from runtime.row_loop import RowLoop
 from schemas import codec
 from schemas.envelope import Event, Tick
 from schemas.instants import Instant
-from schemas.topics import TOPICS, topic_of
+from schemas.recordings import RecordingHeader, snapshots_of
+from schemas.topics import BY_NAME, TOPICS, Topic, topic_of
+from schemas.topology import Site
 
 _BATCH = 256  # beats between two waits for the broker (our choice)
+_LARGEST = 16 << 20  # bytes of a request: a snapshot has some hundred thousand (our choice)
 _ANSWER_S = 30.0  # how long a broker may take over a batch (our choice)
 
 
@@ -41,6 +50,11 @@ class Staged(NamedTuple):
     inputs: tuple[Event, ...]
     tick: Tick
     outputs: tuple[Event, ...]
+
+    @property
+    def row(self) -> str:
+        """Whose beat it is."""
+        return self.tick.subject
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -95,6 +109,22 @@ def _staged(inputs: Sequence[Event], tick: Tick, outputs: Sequence[Event]) -> St
     return Staged(tuple(brought), msgspec.structs.replace(tick, besides=tuple(besides)), tuple(outputs))
 
 
+def restaged(header: RecordingHeader, site: Site, policy: CappingPolicy) -> dict[str, bytes]:
+    """By row, the states that a recording's rows go on from, as snapshots at the beginning of empty topics.
+    Raises ConfigError where this version cannot read one."""
+    found = {}
+    for row, payload in snapshots_of(header).items():
+        loop = RowLoop(site.row(row), policy, epoch=header.epoch)
+        try:
+            state, mark = thaw(payload, loop)
+        except SnapshotRefused as refused:
+            raise ConfigError(f"{row} cannot go on from where its recording begins: {refused}") from refused
+        found[row] = freeze(
+            state, loop, msgspec.structs.replace(mark, upto=dict.fromkeys((*INPUTS, TICKS), 0))
+        )
+    return found
+
+
 def publish(
     kafka: KafkaConfig,
     events: Iterable[Event],
@@ -103,11 +133,13 @@ def publish(
     clock: Clock,
     speed: float | None = None,
     outputs: bool = False,
+    snapshots: Mapping[str, bytes] | None = None,
     seen: Callable[[Tick], None] = lambda tick: None,
 ) -> Published:
     """Publish the beats of a recording made under `epoch`, at `speed` times the pace of their ticks (None:
-    as fast as the broker takes them), with what was said then too where `outputs` says so. Topics that
-    are missing are made. `seen` is told of each tick once the broker has it.
+    as fast as the broker takes them), with what was said then too where `outputs` says so. `snapshots` are
+    of rows that go on from one (`restaged`). Topics that are missing are made. `seen` is told of each tick
+    once the broker has it.
 
     Raises BusError, in words, where the topics are not fit for a replay or no broker answers.
     """
@@ -121,6 +153,7 @@ def publish(
         raise BusError("\n".join(parted))
     _refuse_used(kafka)
     with _Stage(kafka) as stage:
+        stage.begin(snapshots or {})
         for batch in _paced(staged(events, epoch), clock, speed):
             stage.put(batch, outputs=outputs)
             for beat in batch:
@@ -176,7 +209,9 @@ class _Stage:
         self.beats = 0
         self.messages = 0
         self._kafka = kafka
-        self._producer = connect("KafkaProducer", kafka, _ANSWER_S, linger_ms=5).client
+        self._producer = connect(
+            "KafkaProducer", kafka, _ANSWER_S, linger_ms=5, max_request_size=_LARGEST
+        ).client
 
     def __enter__(self) -> _Stage:
         return self
@@ -184,37 +219,50 @@ class _Stage:
     def __exit__(self, *_: object) -> None:
         self._producer.close(timeout=_ANSWER_S)
 
+    def begin(self, snapshots: Mapping[str, bytes]) -> None:
+        """Publish what rows go on from."""
+        with self._told():
+            _settle([self._send(BY_NAME[SNAPSHOTS], row, payload) for row, payload in snapshots.items()])
+
     def put(self, batch: Sequence[Staged], *, outputs: bool) -> None:
         """Publish some beats: all their inputs, then their ticks, which say where the inputs stand.
 
         Inputs of later beats may stand before an earlier tick: a beat takes what its offsets say.
         """
+        with self._told():
+            brought = [[(topic_of(e).name, self._say(beat.row, e)) for e in beat.inputs] for beat in batch]
+            _settle([place for each in brought for _, place in each])
+            said = []
+            for beat, inputs in zip(batch, brought, strict=True):
+                upto = self.upto.setdefault(beat.row, dict.fromkeys(INPUTS, 0))
+                upto |= {topic: place.value.offset + 1 for topic, place in inputs}
+                tick = msgspec.structs.replace(beat.tick, upto=dict(upto))
+                said += [self._say(beat.row, event) for event in (tick, *(beat.outputs if outputs else ()))]
+            _settle(said)
+            self.beats += len(batch)
+
+    def _say(self, row: str, event: Event) -> Any:
+        return self._send(topic_of(event), row, codec.encode(event))
+
+    def _send(self, topic: Topic, row: str, payload: bytes) -> Any:
+        """Under the row's key, on the row's partition; where it will stand."""
+        key = row.encode()
+        self.messages += 1
+        return self._producer.send(
+            self._kafka.topic(topic.name), payload, key=key, partition=partition_of(key, topic.partitions)
+        )
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         from kafka.errors import KafkaError
 
         try:
-            places = [
-                {topic_of(e).name: self._send(beat.tick.subject, e) for e in beat.inputs} for beat in batch
-            ]
-            self._producer.flush(timeout=_ANSWER_S)
-            for beat, last in zip(batch, places, strict=True):
-                row = beat.tick.subject
-                upto = self.upto.setdefault(row, dict.fromkeys(INPUTS, 0))
-                upto |= {topic: place.get(timeout=_ANSWER_S).offset + 1 for topic, place in last.items()}
-                self._send(row, msgspec.structs.replace(beat.tick, upto=dict(upto)))
-                for event in beat.outputs if outputs else ():
-                    self._send(row, event)
-                self.beats += 1
-            self._producer.flush(timeout=_ANSWER_S)
+            yield
         except KafkaError as error:
             raise BusError(f"the replay ends after {self.beats} beats: the broker failed: {error}") from error
 
-    def _send(self, row: str, event: Event) -> Any:
-        """Under its row's key, on its row's partition; where it will stand."""
-        topic, key = topic_of(event), row.encode()
-        self.messages += 1
-        return self._producer.send(
-            self._kafka.topic(topic.name),
-            codec.encode(event),
-            key=key,
-            partition=partition_of(key, topic.partitions),
-        )
+
+def _settle(places: Iterable[Any]) -> None:
+    """Wait until the broker has every message. Raises KafkaError."""
+    for place in places:
+        place.get(timeout=_ANSWER_S)

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import msgspec
+
 from collectors import parquet_recording
 from runtime.config import ConfigError, Setup
 from runtime.parquet_recorder import ParquetForm
@@ -21,7 +23,7 @@ from runtime.recorded import Place, Recorded
 from runtime.row_loop import Beat
 from schemas import codec
 from schemas.instants import SECOND, Instant, Span
-from schemas.recordings import RecordingHeader, encode_header
+from schemas.recordings import FORMAT, RecordingHeader, encode_header
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,10 +32,19 @@ _FLUSH_MS: Span = 5 * SECOND
 a small row's file (our choice)."""
 
 
-def header_of(setup: Setup, epoch: int, started_at: Instant, made_by: str) -> RecordingHeader:
-    """The header for a recording of this setup, with the texts it was set up from."""
+def header_of(
+    setup: Setup, epoch: int, started_at: Instant, made_by: str, snapshots: Mapping[str, bytes] | None = None
+) -> RecordingHeader:
+    """The header for a recording of this setup, with the texts it was set up from and, by row, the states
+    that rows go on from."""
     return RecordingHeader(
-        site=setup.site_text, policy=setup.policy_text, epoch=epoch, started_at=started_at, made_by=made_by
+        site=setup.site_text,
+        policy=setup.policy_text,
+        epoch=epoch,
+        started_at=started_at,
+        made_by=made_by,
+        format=FORMAT if snapshots else 1,
+        snapshots=dict(snapshots) if snapshots else msgspec.UNSET,
     )
 
 

@@ -48,6 +48,13 @@ class Source:
         except CollectorError as error:
             raise ConfigError(str(error)) from error
 
+    def count_beats(self) -> int:
+        """How many beats a recording of our own has; 0 for an import. Reads the file once."""
+        try:
+            return read_recording(self.path).count_beats() if self.header else 0
+        except CollectorError as error:
+            raise ConfigError(str(error)) from error
+
     def _living(self, events: Iterator[Event]) -> Iterator[Event]:
         for event in events:
             if isinstance(event, DeadLetter):

@@ -1,7 +1,7 @@
 """The head of a recording: what one must know to replay the messages that follow it.
 
-A recording is lines of JSON: this header, then every message of the control loop in the order it was
-processed, ticks included. A name that ends in ``.gz`` says that the whole is gzip-compressed.
+A recording is this header, then every message of the control loop in the order it was processed, ticks
+included: as lines of JSON, compressed where the name ends in ``.gz``, or as a columnar file (``.parquet``).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import msgspec
 
 from schemas.instants import Instant
 
-FORMAT = 1
-"""The format written. A reader takes this and every earlier one."""
+FORMAT = 2
+"""The newest format. A reader takes this and every earlier one; 2 has rows that begin with a snapshot, and
+is written only where one does."""
 
 
 class NotARecording(ValueError):
@@ -23,7 +24,8 @@ class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True, tag="windrow-re
 
     `site` and `policy` are the texts of the files that were in force, whole, so that a recording needs
     nothing beside it. `epoch` is the controller's, `started_at` the event time of the first message or
-    just before it, `made_by` what wrote it (program and version, or the importer).
+    just before it, `made_by` what wrote it (program and version, or the importer). `snapshots` holds, by
+    row, the state before its first beat (`runtime.hosts.snapshot`), for rows that do not begin anew.
     """
 
     site: str
@@ -31,7 +33,13 @@ class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True, tag="windrow-re
     epoch: int
     started_at: Instant
     made_by: str
-    format: int = FORMAT
+    format: int = 1
+    snapshots: dict[str, bytes] | msgspec.UnsetType = msgspec.UNSET
+
+
+def snapshots_of(header: RecordingHeader) -> dict[str, bytes]:
+    """By row, the states that rows go on from."""
+    return {} if header.snapshots is msgspec.UNSET else header.snapshots
 
 
 _encoder = msgspec.json.Encoder()

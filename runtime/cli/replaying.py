@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from cyclopts import Parameter
 
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, read_policy
 from runtime.cli.asking import instant
 from runtime.cli.printing import Json, emit, print_decision, print_summaries, progress, say, share, watts
-from runtime.config import ConfigError, load_policy
+from runtime.clock import SystemClock
+from runtime.config import ConfigError, load_policy, read_host_config
 from runtime.control_loop import ControlLoop
 from runtime.hosts.replay import as_recorded, on_the_grid
+from runtime.hosts.snapshot import SnapshotRefused, thaw
 from runtime.row_loop import Beat
 from runtime.source import Source, open_source
 from runtime.summary import Summary, Summing
 from schemas import codec
 from schemas.envelope import Event
 from schemas.instants import Instant, to_text
+from schemas.recordings import snapshots_of
+
+ToKafka = Annotated[bool, Parameter(name="--to-kafka", negative="")]
+Outputs = Annotated[bool, Parameter(name="--outputs", negative="")]
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -87,12 +96,20 @@ def replay(
     expect: str = "",
     output: pathlib.Path | None = None,
     plot: pathlib.Path | None = None,
+    to_kafka: ToKafka = False,
+    config: pathlib.Path | None = None,
+    speed: str = "1",
+    outputs: Outputs = False,
     json: Json = False,
 ) -> int:
     """Run a recording (our own, or one of the known formats of others) through the pipeline.
 
     No actuator is ever held. The recording does not answer to what is decided: power stays as it was.
     Exit status 1 when what was expected is not what was said.
+
+    With --to-kafka nothing is decided here: a recording of our own is published, each row's inputs and
+    ticks, for workers that follow its rows. It goes only into topics that have a prefix and have never
+    held a message, so that no site is steered by it.
 
     Parameters
     ----------
@@ -113,11 +130,23 @@ def replay(
         Write everything that was said to this file, a line of JSON each.
     plot
         Draw the first row's power and mode to this file (PNG).
+    to_kafka
+        Publish the recording to the brokers of --config.
+    config
+        The configuration with the [kafka] to publish to.
+    speed
+        How fast to publish: 1 as it was, 10 ten times as fast, max as fast as the brokers take it.
+    outputs
+        Publish what was said then too, commands among it.
     json
         Print the answer as one line of JSON.
     """
     source = open_source(recording, site, budget_kw)
     chosen = policy_for(policy, source)
+    if to_kafka:
+        if against is not None or policy is not None or expect or output is not None or plot is not None:
+            raise ConfigError("--to-kafka publishes and decides nothing: leave the policies and files out")
+        return _publish(source, chosen, config, _speed(speed), outputs, json)
     if against is not None:
         if expect or output is not None:
             raise ConfigError("--against compares two policies: leave --expect and --output out")
@@ -132,6 +161,58 @@ def replay(
     else:
         _print(recording, answer, chosen, plot)
     return 0 if answer.same is not False else 1
+
+
+def _publish(
+    source: Source,
+    policy: CappingPolicy,
+    config: pathlib.Path | None,
+    speed: float | None,
+    outputs: bool,
+    json: bool,
+) -> int:
+    """Put a recording onto a bus."""
+    from runtime.bus_replay import publish, restaged  # what it takes to reach a bus, nobody else needs
+
+    if source.header is None:
+        raise ConfigError(f"{source.path}: is an import: --to-kafka publishes recordings of our own")
+    if config is None:
+        raise ConfigError("--to-kafka publishes to the brokers of a configuration: name it with --config")
+    kafka = read_host_config(config).bus()
+    with progress("beats") as bar:
+        task = bar.add_task("publishing", total=source.count_beats())
+        done = publish(
+            kafka,
+            source.events,
+            epoch=source.epoch,
+            clock=SystemClock(),
+            speed=speed,
+            outputs=outputs,
+            snapshots=restaged(source.header, source.site, policy),
+            seen=lambda tick: bar.update(task, advance=1, description=f"published to {to_text(tick.at)}"),
+        )
+    if json:
+        emit(done)
+        return 0
+    say(
+        f"published {done.messages} messages, {done.beats} beats of {len(done.rows)} rows, as {kafka.prefix}…"
+    )
+    if source.note:
+        say(source.note)
+    return 0
+
+
+def _speed(text: str) -> float | None:
+    """How many times as fast as it was; None for as fast as can be. Raises ConfigError."""
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not 0 < speed < math.inf:
+        raise ConfigError(f"--speed {text}: must be a number above zero (1 is as it was), or max")
+    return speed
 
 
 def replay_source(
@@ -206,6 +287,8 @@ def compare(source: Source, policy: CappingPolicy, other: CappingPolicy) -> tupl
 def _said(source: Source, policy: CappingPolicy, recorded: bool) -> Iterator[tuple[Beat, tuple[Event, ...]]]:
     """Each beat of a replay, and what the recording says was said at it (nothing, where not `recorded`)."""
     loop = ControlLoop(source.site, policy, epoch=source.epoch)
+    if recorded:
+        _remember(source, loop)
     with progress("events") as bar:
         task = bar.add_task(f"replaying under {policy.variant}", total=None)
 
@@ -220,6 +303,19 @@ def _said(source: Source, policy: CappingPolicy, recorded: bool) -> Iterator[tup
         else:
             for beat in on_the_grid(counted(source.events), loop, policy):
                 yield beat, ()
+
+
+def _remember(source: Source, loop: ControlLoop) -> None:
+    """Give the rows the states that the recording says they go on from. Raises ConfigError."""
+    assert source.header is not None
+    for row, payload in snapshots_of(source.header).items():
+        try:
+            loop.states[row], _ = thaw(payload, loop.loops[row])
+        except SnapshotRefused as refused:
+            raise ConfigError(
+                f"{source.path}: {row} cannot go on from where the recording begins: {refused}; "
+                "with --policy its samples are replayed alone"
+            ) from refused
 
 
 @contextlib.contextmanager

@@ -1,17 +1,17 @@
-"""`windrow run` and `windrow record`: the pipeline on this machine, or recorded off a simulated row."""
+"""`windrow run` and `windrow record`: the pipeline on this machine; recordings off it, a twin or a bus."""
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
+from cyclopts import Parameter
 
 from runtime.cli.operating import STATE_DIR
 from runtime.cli.printing import progress, say
+from runtime.cli.stopping import until_stopped
 from runtime.clock import SystemClock
 from runtime.config import (
     ADDRESS,
@@ -23,11 +23,15 @@ from runtime.config import (
     read_host_config,
     single_host,
 )
+from runtime.recorded import Place
 from runtime.recorder import Recorder, header_of
+from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
 from runtime.wiring import Unkept, on_this_machine, on_twin, plant_of, watching_this_machine
-from schemas.instants import MINUTE, Instant, from_text
+from schemas.instants import MINUTE, Instant, from_text, to_text
 from twin.row import DEMO
+
+Kafka = Annotated[bool, Parameter(name="--kafka", negative="")]
 
 EVENING: Instant = from_text("2026-03-01T18:00:00Z")
 """When the simulated evening begins."""
@@ -80,7 +84,7 @@ def run(
     state = StateDir.made(chosen.state_dir)
     clock = SystemClock()
     with (
-        _until_stopped() as stop,
+        until_stopped() as stop,
         state.locked(),
         on_this_machine(chosen, setup, state, clock, record=record) as host,
     ):
@@ -100,6 +104,7 @@ def record(
     config: pathlib.Path | None = None,
     policy: pathlib.Path | None = None,
     twin: pathlib.Path | None = None,
+    kafka: Kafka = False,
     seed: int = 1,
     from_minute: float = 0.0,
     minutes: float | None = None,
@@ -107,11 +112,14 @@ def record(
     """Record this machine's telemetry and what would be decided on it. Nothing is commanded.
 
     With --twin a simulated row is recorded instead, under control, as an evening on it would have been.
+    With --kafka every row of a site is, off its topics, beat by beat as its worker did them; exit status 1
+    when that recording is not whole.
 
     Parameters
     ----------
     out
-        The recording to write; gzip when the name ends in .gz.
+        The recording to write: .parquet for a columnar file, .jsonl.gz or .jsonl for lines of JSON. No file
+        is written over.
     site
         The site file (TOML); without a configuration it must have a single host.
     config
@@ -120,6 +128,8 @@ def record(
         A policy file; without one the built-in defaults.
     twin
         The site file of a row to simulate.
+    kafka
+        Record the site of --config off its brokers.
     seed
         Of the simulated requests and boards; the same seed gives the same recording.
     from_minute
@@ -130,7 +140,11 @@ def record(
     if twin is not None:
         if site is not None or config is not None:
             raise ConfigError("--twin names the site to simulate: leave --site and --config out")
+        if kafka:
+            raise ConfigError("--twin simulates a row and --kafka reads a site: leave one of them out")
         trouble = _record_twin(out, twin, policy, seed, from_minute, 60.0 if minutes is None else minutes)
+    elif kafka:
+        return _record_bus(out, config, minutes)
     else:
         trouble = _record_machine(out, _chosen(site, config, policy, None), minutes)
     if trouble:
@@ -143,13 +157,41 @@ def _record_machine(out: pathlib.Path, config: HostConfig, minutes: float | None
     """This machine, until stopped; what was wrong with the recording, empty when nothing was."""
     setup, clock = load_host(config), SystemClock()
     with (
-        _until_stopped() as stop,
+        until_stopped() as stop,
         Recorder(out, header_of(setup, 1, clock.now(), "windrow record")) as recorder,
         watching_this_machine(config, setup, clock, recorder) as host,
     ):
         say(f"recording {setup.site.name} to {out}")
         host.run(until=_end(clock, minutes), stop=stop.is_set)
     return recorder.trouble
+
+
+def _record_bus(out: pathlib.Path, config: pathlib.Path | None, minutes: float | None) -> int:
+    """Every row of a site, off its brokers, until stopped; 0 when the recording is whole."""
+    from runtime.bus_recorder import BusRecorder  # what it takes to read a bus, nobody else needs
+
+    if config is None:
+        raise ConfigError("--kafka records the site of a configuration with [kafka]: name it with --config")
+    chosen, clock = read_host_config(config), SystemClock()
+    setup = load_setup(chosen.site, chosen.policy)
+    with until_stopped() as stop:
+        bus = BusRecorder(chosen.bus(), setup, clock)
+        with Recorder(out, bus.header) as recorder, progress("beats") as bar:
+            say(f"recording {setup.site.name} off {', '.join(chosen.bus().servers)} to {out}")
+            task = bar.add_task("recording", total=None)
+
+            def keep(beat: Beat, places: Mapping[str, Place]) -> None:
+                recorder.write(beat, places)
+                bar.update(task, advance=1, description=bus.away or f"recording, {to_text(beat.tick.at)}")
+
+            bus.run(keep, until=_end(clock, minutes), stop=lambda: stop.is_set() or bool(recorder.trouble))
+    rows = sum(1 for beats in bus.beats.values() if beats)
+    say(f"recorded {sum(bus.beats.values())} beats of {rows} rows to {out}")
+    say(f"{bus.witness.agreed} decisions were held against what was said, and are the same")
+    troubles = [*bus.troubles, *filter(None, [bus.away, recorder.trouble])]
+    for trouble in troubles:
+        say(trouble)
+    return 1 if troubles else 0
 
 
 def _record_twin(
@@ -195,17 +237,3 @@ def _chosen(
 
 def _end(clock: SystemClock, minutes: float | None) -> Instant | None:
     return None if minutes is None else clock.now() + round(minutes * MINUTE)
-
-
-@contextlib.contextmanager
-def _until_stopped() -> Iterator[threading.Event]:
-    """Set by SIGTERM and SIGINT, so that the host ends its turn and stands its agents down."""
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

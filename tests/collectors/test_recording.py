@@ -118,7 +118,7 @@ def test_what_is_no_recording_is_said_to_be_none(tmp_path: Path, blob: bytes) ->
 
 
 def test_a_recording_of_a_newer_format_is_refused_in_words(tmp_path: Path) -> None:
-    line = encode_header(HEADER).replace(b'"format":%d' % FORMAT, b'"format":%d' % (FORMAT + 1))
+    line = encode_header(HEADER).replace(b'"format":1', b'"format":%d' % (FORMAT + 1))
     with pytest.raises(CollectorError, match=f"has format {FORMAT + 1}; this version reads up to {FORMAT}"):
         read_recording(written(tmp_path, line + b"\n"))
 

@@ -1,4 +1,4 @@
-"""The recorder: the same beats give the same bytes, a crash costs seconds, a full disk leaves no row alone."""
+"""The recorder: the same beats give the same bytes, a crash costs seconds, full disks leave no row alone."""
 
 from __future__ import annotations
 
