@@ -14,7 +14,7 @@ from schemas.instants import Instant, Span
 from schemas.samples import RowSummary, SitePower
 from schemas.topics import BY_NAME, BY_TYPE
 from schemas.topology import Site
-from streams.site import SILENT_MS, SiteView
+from streams.site_power import SILENT_MS, SiteView
 
 SUMMARIES = BY_TYPE[RowSummary].name
 

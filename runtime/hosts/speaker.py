@@ -20,7 +20,7 @@ from runtime.row_loop import Beat
 from schemas.commands import Command
 from schemas.envelope import Event
 from schemas.instants import Instant, Span
-from streams.site import summarise
+from streams.site_power import summarise
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from schemas.envelope import Event, Tick
 from schemas.instants import HOUR, SECOND
 from schemas.samples import PowerRollup, RowSummary, SitePower
 from schemas.topology import Site
-from streams.site import SILENT_MS, SiteView, summarise
+from streams.site_power import SILENT_MS, SiteView, summarise
 
 ROWS = ("ams1/row-a", "ams1/row-b", "ams1/row-c")
 SITE = Site(
