@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -31,14 +31,15 @@ from runtime.ledger.standing import last_decisions, last_troubles, standing
 from runtime.ledger.store import Ledger, LedgerUnwritable
 from runtime.measured import Measured
 from runtime.metrics import Metrics
-from runtime.polling import InlineSamples, ThreadedSamples
+from runtime.polling import InlineSamples, ThreadedSamples, sampled
 from runtime.recorder import Recorder, header_of
-from runtime.registry import ACTUATORS, COLLECTORS
+from runtime.registry import ACTUATORS
 from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
 from schemas.commands import Path
 from schemas.envelope import Event
 from schemas.instants import SECOND, Instant, Span
+from schemas.outcomes import Outcome
 from twin.breaker import TripCurve
 from twin.row import TwinRow
 from twin.workload import LoadProfile
@@ -180,7 +181,7 @@ def on_this_machine(
         loop.offer(last_troubles(book, now))
         loop.offer(last_decisions(book, loop.loops, now))
         if config.listen:
-            stack.enter_context(_served(config.listen, health, metrics))
+            stack.enter_context(served(config.listen, health, metrics.exposition))
         yield host
 
 
@@ -214,9 +215,10 @@ def _signs(
     return observe
 
 
-def _served(listen: str, health: Health, metrics: Metrics) -> HealthServer:
+def served(listen: str, health: Health, exposition: Callable[[], bytes]) -> HealthServer:
+    """Health and metrics, served at `listen`. Raises ConfigError where they cannot be."""
     try:
-        return HealthServer(listen, health, metrics.exposition)
+        return HealthServer(listen, health, exposition)
     except OSError as error:
         raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
 
@@ -248,9 +250,11 @@ class Unkept:
         """There is nothing to tidy."""
 
 
-def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, HostAgent]:
-    """One agent for each host that has an actuator here, each device call bounded. Raises ActuatorError
-    where an adapter's library is not installed."""
+def agents_of(
+    config: HostConfig, setup: Setup, state: StateDir, *, reflex: Collection[str] = ()
+) -> dict[str, HostAgent]:
+    """One agent for each host that has an actuator here, each device call bounded; `reflex` names the hosts
+    that a reflex watches. Raises ActuatorError where an adapter's library is not installed."""
     by_host: dict[str, dict[Path, Actuator]] = {}
     for actuator in config.actuators:
         host = setup.site.hosts[actuator.host]
@@ -265,6 +269,7 @@ def agents_of(config: HostConfig, setup: Setup, state: StateDir) -> dict[str, Ho
             state.agent(path),
             source=f"actuator/{path}",
             deadlines=deadlines_of(setup.policy),
+            reflex=path in reflex,
         )
         for path, actuators in by_host.items()
     }
@@ -278,26 +283,28 @@ def settled(agents: Mapping[str, HostAgent]) -> bool:
 
 def _collected(config: HostConfig, setup: Setup, clock: Clock) -> contextlib.closing[ThreadedSamples]:
     """The configured collectors, polled from here on."""
-    collectors = [
-        COLLECTORS[entry.kind](setup.site.hosts[entry.host], entry.period_ms) for entry in config.collectors
-    ]
-    return contextlib.closing(ThreadedSamples(collectors, clock))
+    return contextlib.closing(sampled(config, setup.site, clock))
 
 
 def _stand_down(timer: LeaseTimer, host: EmbeddedHost, clock: Clock, *, dry: bool) -> None:
-    """End every lease, see that it is so (a dry run has nothing to see), and write down what became of
-    it, as far as the disk lets one."""
-    said = timer.stand_down()
-    until = clock.now() + _LEAVING_MS
-    while not (dry or settled(timer.agents)) and clock.now() < until:
-        clock.sleep_until(clock.now() + 50)
-    timer.close()
-    said += timer.take()
+    """Stand the agents down, and write down what became of it, as far as the disk lets one."""
+    said = stand_down(timer, clock, dry=dry)
     last = [*host.waiting, *told_to_us(host.loop.unheard), *said]
     try:
         host.ledger.append(last)
     except LedgerUnwritable as error:
         _LOG.error("the last %d records may be lost: %s", len(last), error)
+
+
+def stand_down(timer: LeaseTimer, clock: Clock, *, dry: bool) -> list[Outcome]:
+    """End every lease, see that it is so (a dry run has nothing to see), and let go of the devices; what
+    the agents said meanwhile."""
+    said = timer.stand_down()
+    until = clock.now() + _LEAVING_MS
+    while not (dry or settled(timer.agents)) and clock.now() < until:
+        clock.sleep_until(clock.now() + 50)
+    timer.close()
     for path, agent in timer.agents.items():
         if not (dry or settled({path: agent})):
             _LOG.error("%s: left before its setting was read back", path)
+    return [*said, *timer.take()]

@@ -27,13 +27,16 @@ COMMANDS = {
     "demo": "runtime.cli.demo:demo",
     "run": "runtime.cli.running:run",
     "record": "runtime.cli.running:record",
+    "collect": "runtime.cli.collecting:collect",
     "control": "runtime.cli.controlling:control",
+    "actuate": "runtime.cli.actuating:actuate",
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",
     "topics": "runtime.cli.topics:topics",
     "archive": "runtime.cli.archiving:archive",
     "audit": "runtime.cli.asking:audit",
+    "history": "runtime.cli.history:history",
     "pin": "runtime.cli.operating:pin",
     "unpin": "runtime.cli.operating:unpin",
     "reset-blast-radius": "runtime.cli.operating:reset_blast_radius",
@@ -43,7 +46,7 @@ COMMANDS = {
 """Where each command is found. Imported when asked for: who pins a host at night need not wait for
 plotting and forecasting libraries."""
 
-_SERVICES = ("run", "control", "archive")
+_SERVICES = ("run", "collect", "control", "archive", "actuate")
 
 app = App(
     name="windrow",
