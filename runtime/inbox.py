@@ -10,13 +10,13 @@ Whoever can write into the directory can command the row: it is made for its own
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pathlib
 import stat
 from collections.abc import Callable
 
+from runtime import whole_file
 from runtime.ledger.store import LedgerUnreadable
 from schemas import codec
 from schemas.envelope import DeadLetter, Event
@@ -50,25 +50,20 @@ class Inbox:
         may write into it.
         """
         name = f"{message.at:016d}-{message.id}.json"
-        aside = self.path / f".{name}.{os.getpid()}"
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
-            meant_for = self.path.stat()
-            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o660 if meant_for.st_mode & stat.S_IWGRP else 0o600)
-                if os.geteuid() == 0:  # root speaks to a host that runs as somebody else
-                    os.fchown(file.fileno(), meant_for.st_uid, meant_for.st_gid)
-                file.write(codec.encode(message))
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path / name)
-            _sync(self.path)
+            content = codec.encode(message)
+            whole_file.put(self.path / name, content, mode=0o600, given=self._hand_over)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
             raise InboxError(f"{self.path}: the message could not be handed in: {error.strerror}") from error
         return self.path / name
+
+    def _hand_over(self, handle: int) -> None:
+        """Make a file readable to whom the directory is meant for."""
+        meant_for = self.path.stat()
+        os.fchmod(handle, 0o660 if meant_for.st_mode & stat.S_IWGRP else 0o600)
+        if os.geteuid() == 0:  # root speaks to a host that runs as somebody else
+            os.fchown(handle, meant_for.st_uid, meant_for.st_gid)
 
 
 class Operators:
@@ -183,11 +178,3 @@ class Operators:
         if found.st_size > _LARGEST:
             return payload, at, f"has {found.st_size} bytes, and a message at most {_LARGEST}"
         return payload, at, ""
-
-
-def _sync(directory: pathlib.Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

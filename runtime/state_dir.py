@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import pathlib
 from collections.abc import Iterator
 
 import msgspec
 
+from runtime import whole_file
 from runtime.config import ConfigError, HostConfig
 
 
@@ -125,17 +125,7 @@ class StateDir:
 
     def _replace(self, file: pathlib.Path, content: bytes) -> None:
         """Put a file in place whole. Raises ConfigError."""
-        fresh = file.with_name(f".{file.name}.new")
         try:
-            with fresh.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            fresh.replace(file)
-            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            whole_file.put(file, content)
         except OSError as error:
             raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import stat
 import subprocess
@@ -83,7 +84,7 @@ def test_an_epoch_that_cannot_be_read_is_never_guessed(tmp_path: pathlib.Path, c
 
 def test_the_epoch_is_not_used_before_it_is_on_disk(tmp_path: pathlib.Path) -> None:
     state = StateDir.made(tmp_path / "state")
-    (state.path / ".epoch.new").mkdir()  # the place to write it is taken
+    (state.path / f".epoch.{os.getpid()}").mkdir()  # the place to write it is taken
     with pytest.raises(ConfigError, match=r"epoch: cannot be written: Is a directory"):
         state.next_epoch()
 
