@@ -20,6 +20,8 @@ _KNOCK_S = 2.0  # for one broker to answer, when it is asked why it did not
 
 # Each attempt at a broker that is away is an error to the library; what it means is told by who needs it.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
+for _name in ("kafka.net.connection", "kafka.protocol.parser"):  # whose debug log tells a login's password
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Connection(NamedTuple):
@@ -78,22 +80,28 @@ def _knock(kafka: KafkaConfig, server: str) -> str:
     net = NetworkSelector(client_id="windrow")
     manager = KafkaConnectionManager(net, client_id="windrow", **settings)
 
+    tried = list[Any]()
+
     async def answer() -> Any:
         (broker,) = manager.cluster.bootstrap_brokers()
-        return await manager.get_connection(broker.node_id, timeout_ms=_KNOCK_S * 1000)
+        tried.append(manager.get_connection(broker.node_id, timeout_ms=_KNOCK_S * 1000))
+        return await tried[0]
 
     try:
         net.run(answer)
-    except errors.SaslAuthenticationFailedError:
-        return f"refuses the login of {kafka.username!r} by {kafka.mechanism}: is its password right?"
     except (errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError):
         return f"takes no login by {kafka.mechanism} there"
     except errors.KafkaError as error:
-        return _plain(str(error), kafka)
+        # Past the question for its version it is at the login; the library may lose the broker's answer to
+        # that, and sees the end of the connection.
+        known = [connection for connection in tried if connection.broker_version_data is not None]
+        if kafka.sasl and known:
+            return f"refuses the login of {kafka.username!r} by {kafka.mechanism}: is its password right?"
+        return _plain(str(error))
     finally:
         manager.close()
         net.close()
-    return "answers, and has no cluster to speak of"
+    return "answers, and then does not serve us" + ("" if kafka.sasl else ": does it ask for a login?")
 
 
 def _arguments(kafka: KafkaConfig) -> dict[str, Any]:
@@ -134,13 +142,16 @@ def _no_proxy() -> str:
     return f"{Closing.SCHEMES[0]}://"
 
 
-def _plain(said: str, kafka: KafkaConfig) -> str:
+def _plain(said: str) -> str:
     """What the library says of a connection that failed, for people."""
     if "ECONNREFUSED" in said:
         return "is not there (connection refused)"
     if "DNS" in said:
         return "is not there (no such name)"
+    if "timed out" in said:
+        return "does not answer in time"
+    if "_ALERT_" in said:
+        return f"does not take our certificate: {said}"
     if "Handshake failed" in said:
         return f"cannot be trusted or is no TLS listener: {said.partition('Handshake failed: ')[2]}"
-    closed = "" if kafka.tls and kafka.sasl else "; does it ask for TLS, or a login?"
-    return f"does not answer ({said}){closed}"
+    return f"does not answer ({said}); does it ask for TLS?"

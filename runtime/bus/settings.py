@@ -25,6 +25,7 @@ that variable with ``_FILE`` after it is set, in the file whose path that one ho
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
@@ -117,6 +118,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Faust's `broker` and `broker_credentials`. Raises BusError as `for_kafka_python` does."""
         from faust.auth import SASLCredentials, SSLCredentials
 
+        logging.getLogger("aiokafka.conn").setLevel(logging.INFO)  # its debug log tells a login's password
         broker = ";".join(f"kafka://{server}" for server in self.servers)
         context = self._context() if self.tls else None
         if self.sasl:

@@ -42,7 +42,7 @@ def test_every_broker_is_told_of() -> None:
 def test_one_who_listens_and_says_nothing_is_told_of() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert why_away(KafkaConfig(servers=(server,))).startswith(f"Kafka at {server} does not answer (")
+        assert why_away(KafkaConfig(servers=(server,))) == f"Kafka at {server} does not answer in time"
 
 
 @pytest.mark.counterpart

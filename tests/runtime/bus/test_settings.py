@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 
 import msgspec
 import pytest
+from support.cached import Unavailable
+from support.counterparts import missing
+from support.kafka_secure import openssl
 
 from runtime.bus.settings import BusError, InfluxConfig, KafkaConfig, read_influx, read_kafka
 from runtime.config import read_host_config
@@ -284,12 +286,11 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: pathlib.Path) -> N
 
 
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: pathlib.Path) -> None:
-    subprocess.run(
-        f"openssl req -x509 -newkey rsa:2048 -subj /CN=me -days 1 -passout pass:x1y2 "
-        f"-keyout {tmp_path}/me.key -out {tmp_path}/me.pem".split(),
-        check=True,
-        capture_output=True,
-    )
+    new = "-x509 -newkey rsa:2048 -subj /CN=me -days 1 -passout pass:x1y2"
+    try:
+        openssl(tmp_path, f"req {new} -keyout me.key -out me.pem")
+    except Unavailable as error:
+        missing(str(error))
     config = KafkaConfig(
         servers=("k1:9093",), security="tls", certificate=tmp_path / "me.pem", key=tmp_path / "me.key"
     )
