@@ -10,7 +10,8 @@
     [[collectors]]                      # what is read here; one for each source
     kind = "gpu_nvml"
     host = "ams1/row-b/r07/h03"
-    period_ms = 1000
+    period_ms = 1000                    # how often what was read is said: a frame; at once when it jumps
+    sample_ms = 100                     # how often it is read; left out: once in each period
 
     [[actuators]]                       # what is set here; one for each host and path
     kind = "gpu_nvml"                   # or "dry_run", which holds no device
@@ -50,6 +51,7 @@ LISTEN = "127.0.0.1:9464"
 """Where metrics and health are served unless the configuration says otherwise."""
 
 _ADDRESS = re.compile(r".+:([0-9]{1,5})")
+_QUICKEST: Span = 20  # a board's own power reading is made about as often (recalled)
 _FASTEST: Span = 100
 _SLOWEST: Span = MINUTE
 
@@ -59,11 +61,13 @@ class ConfigError(ValueError):
 
 
 class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One collector: an adapter of the registry, the host it reads, how often."""
+    """One collector: an adapter of the registry, the host it reads, how often that is said (`period_ms`)
+    and how often it is read meanwhile (`sample_ms`; None: once)."""
 
     kind: str
     host: str
     period_ms: Span = SECOND
+    sample_ms: Span | None = None
 
 
 class ActuatorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,8 +279,13 @@ def _collector(table: Table) -> CollectorConfig:
     period = table.whole("period_ms", "milliseconds", SECOND)
     if period and not _FASTEST <= period <= _SLOWEST:
         table.wrong("period_ms", f"must be from {_FASTEST} to {_SLOWEST} (milliseconds)")
+    sample = None
+    if table.has("sample_ms"):
+        sample = table.whole("sample_ms", "milliseconds")
+        if sample and not _QUICKEST <= sample <= period:
+            table.wrong("sample_ms", f"must be from {_QUICKEST} to period_ms (milliseconds)")
     table.close()
-    return CollectorConfig(kind=kind, host=host, period_ms=period)
+    return CollectorConfig(kind=kind, host=host, period_ms=period, sample_ms=sample)
 
 
 def _actuator(table: Table) -> ActuatorConfig:

@@ -122,17 +122,18 @@ class Metrics:
 
     def watch(self, sources: Callable[[], Iterable[SourceState]], strangers: Mapping[str, int]) -> None:
         """Read the collectors' states, and the counts of events of unknown subjects, when metrics are."""
-        self.registry.register(_Asked(sources, strangers))
+        self.registry.register(SourceMetrics(sources))
+        self.registry.register(_Strangers(strangers))
 
 
-class _Asked(Collector):
-    """What its owners count themselves, read when metrics are."""
+class SourceMetrics(Collector):
+    """How the collectors of a process fare, read when metrics are: register it with a registry."""
 
-    def __init__(self, sources: Callable[[], Iterable[SourceState]], strangers: Mapping[str, int]) -> None:
+    def __init__(self, sources: Callable[[], Iterable[SourceState]]) -> None:
         self._sources = sources
-        self._strangers = strangers
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics just now."""
         failures = CounterMetricFamily(
             "windrow_collector_failures", "Polls that failed.", labels=["collector"]
         )
@@ -154,9 +155,17 @@ class _Asked(Collector):
             dropped.add_metric([state.name], state.dropped)
             away.add_metric([state.name], bool(state.away))
             answered.add_metric([state.name], (state.answered_at or 0) / 1000)
+        yield from (failures, dropped, away, answered)
+
+
+class _Strangers(Collector):
+    def __init__(self, strangers: Mapping[str, int]) -> None:
+        self._strangers = strangers
+
+    def collect(self) -> Iterator[Metric]:
         strangers = CounterMetricFamily(
             "windrow_strangers", "Events whose subject is on no row of the site.", labels=["type"]
         )
         for kind, count in dict(self._strangers).items():
             strangers.add_metric([kind], count)
-        yield from (failures, dropped, away, answered, strangers)
+        yield strangers

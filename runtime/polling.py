@@ -16,8 +16,11 @@ import msgspec
 
 from collectors.base import Collector, CollectorError
 from runtime.clock import Clock
+from runtime.config import HostConfig
+from runtime.registry import collector
 from schemas.envelope import Event
 from schemas.instants import SECOND, Instant
+from schemas.topology import Site
 
 _LOG = logging.getLogger(__name__)
 
@@ -187,3 +190,13 @@ class ThreadedSamples:
         until = self._clock.monotonic() + self.CLOSING_S
         for watch in self._watches:
             watch.thread.join(timeout=max(0.0, until - self._clock.monotonic()))
+
+
+def sampled(config: HostConfig, site: Site, clock: Clock) -> ThreadedSamples:
+    """The collectors that a configuration names, polled from here on. Raises CollectorError where the
+    library of one is not installed, ConfigError where there are none."""
+    collectors = [
+        collector(entry.kind, site.hosts[entry.host], period_ms=entry.period_ms, sample_ms=entry.sample_ms)
+        for entry in config.sources()
+    ]
+    return ThreadedSamples(collectors, clock)

@@ -13,6 +13,7 @@ from actuators.base import Actuator
 from actuators.dry_run import DryRunActuator
 from actuators.gpu_nvml import NvmlActuator
 from collectors.base import Collector
+from collectors.framing import FramedCollector
 from collectors.gpu_nvml import NvmlCollector
 from schemas.commands import Path
 from schemas.instants import Span
@@ -28,6 +29,17 @@ ACTUATORS: dict[str, Callable[[Host, Path], Actuator]] = {
     "dry_run": lambda host, path: DryRunActuator(host, path),
 }
 """Setters on this machine: the host they set and by which path → an actuator."""
+
+
+def collector(kind: str, host: Host, *, period_ms: Span, sample_ms: Span | None) -> Collector:
+    """A collector of this kind, heard each `period_ms` and read each `sample_ms` (None: as often).
+
+    Raises CollectorError where its library is not installed.
+    """
+    if sample_ms is None or sample_ms >= period_ms:
+        return COLLECTORS[kind](host, period_ms)
+    return FramedCollector(COLLECTORS[kind](host, sample_ms), host, publish_ms=period_ms)
+
 
 _NEEDS = {"gpu_nvml": ("pynvml", "gpu")}
 

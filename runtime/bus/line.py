@@ -19,11 +19,12 @@ host come one at a time.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from runtime.bus.clients import connect
-from runtime.bus.settings import KafkaConfig
+from runtime.bus.settings import BusError, KafkaConfig
 from runtime.bus.spool import Record
 
 OPENING_S = 5.0
@@ -38,6 +39,13 @@ _REFUSALS = (
     "InvalidRecordError",
     "InvalidTimestampError",
 )
+
+
+def usable(kafka: KafkaConfig) -> None:
+    """See that Kafka could be reached as configured, if it were there. Raises BusError in words."""
+    if importlib.util.find_spec("kafka") is None:
+        raise BusError("Kafka is not installed here (kafka): pip install 'windrow[kafka]'")
+    kafka.for_kafka_python()
 
 
 class Closed(Exception):

@@ -29,7 +29,7 @@ from typing import Protocol
 import msgspec
 
 from runtime.bus.backlog import Backlog
-from runtime.bus.line import Closed, Line, NotReady
+from runtime.bus.line import Closed, Line, NotReady, usable
 from runtime.bus.settings import BusError, KafkaConfig
 from runtime.bus.spool import Record, Spool
 from runtime.clock import Clock
@@ -194,11 +194,13 @@ class Publisher:
 
     `spool` is the folder for what waits, None to keep it in memory alone. `client` names this part of
     the site to the brokers, and its share of the spool: the same at each start, and no other process's.
+    Raises BusError where the library, a secret or a certificate is lacking; a broker is not waited for.
     """
 
     def __init__(
         self, kafka: KafkaConfig, keys: HasKeys, *, spool: pathlib.Path | None, clock: Clock, client: str
     ) -> None:
+        usable(kafka)
         self._kafka = kafka
         self._keys = keys
         self._client = client

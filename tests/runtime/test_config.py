@@ -179,6 +179,26 @@ def test_a_period_nobody_can_keep_is_refused(folder: pathlib.Path, period: str, 
     assert refusals(folder, text)[0] == f"host.toml: collectors[0].period_ms = {period}: {said}"
 
 
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        ("19", "must be from 20 to period_ms (milliseconds)"),
+        ("1001", "must be from 20 to period_ms (milliseconds)"),
+        ("0", "must be above zero (milliseconds)"),
+    ],
+)
+def test_a_source_is_sampled_no_slower_than_it_is_heard(folder: pathlib.Path, sample: str, said: str) -> None:
+    text = SOUND.replace("[[actuators]]", f"sample_ms = {sample}\n[[actuators]]")
+    assert refusals(folder, text) == [f"host.toml: collectors[0].sample_ms = {sample}: {said}"]
+
+
+def test_a_source_is_sampled_as_often_as_it_is_heard_unless_told(folder: pathlib.Path) -> None:
+    file = folder / "host.toml"
+    assert read_host_config(file).collectors[0].sample_ms is None
+    file.write_text(SOUND.replace("[[actuators]]", "sample_ms = 100\n[[actuators]]"), encoding="utf-8")
+    assert read_host_config(file).collectors[0].sample_ms == 100
+
+
 def test_an_adapter_that_does_not_exist_is_named_with_those_that_do(folder: pathlib.Path) -> None:
     assert refusals(folder, SOUND.replace('"gpu_nvml"', '"gpu_nvm"')) == [
         'host.toml: collectors[0].kind = "gpu_nvm": did you mean gpu_nvml? there is gpu_nvml',

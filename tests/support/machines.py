@@ -131,12 +131,12 @@ class Machine:
 
     # ---- the host ----
 
-    def start(self, *arguments: str, file_limit: int | None = None) -> None:
-        """Start `windrow run`, and wait until it beats. `file_limit`: no file of it may be longer, as on a
-        full disk; lifted by `make_room`."""
+    def start(self, *arguments: str, command: str = "run", file_limit: int | None = None) -> None:
+        """Start `windrow run`, or another service, and wait until it answers. `file_limit`: no file of it may
+        be longer, as on a full disk; lifted by `make_room`."""
         with (self.folder / "said").open("ab") as said:
             self.process = subprocess.Popen(
-                [str(WINDROW), "run", "--config", str(self.config), *arguments],
+                [str(WINDROW), command, "--config", str(self.config), *arguments],
                 env={**os.environ, **environment(self.state)},
                 stdout=said,
                 stderr=said,
