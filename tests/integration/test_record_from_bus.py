@@ -6,16 +6,19 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
+from support.live_row import LiveRow
 from support.rigs import START, rig_of, row_text, setup_of
+from support.workers import Worker
 
 from collectors.recording import Recording, read_recording
 from controllers.policy import DEFAULT_POLICY, Band
 from runtime.bus.clients import connect
 from runtime.bus.keys import partition_of
+from runtime.bus.provision import ensure
 from runtime.bus.settings import KafkaConfig
 from runtime.bus_recorder import BusRecorder
 from runtime.bus_replay import publish, restaged, staged
@@ -24,8 +27,9 @@ from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup
 from runtime.hosts.recall import SNAPSHOTS
 from runtime.hosts.row_log import INPUTS, TICKS, RowLog
+from runtime.recorded import Place
 from runtime.recorder import Recorder, header_of
-from runtime.row_loop import RowLoop
+from runtime.row_loop import Beat, RowLoop
 from schemas.codec import encode
 from schemas.envelope import Tick
 from schemas.instants import SECOND
@@ -219,6 +223,36 @@ def test_a_recorder_that_is_told_to_stop_leaves_a_whole_file(
     assert whole.note == ""
     assert f"recorded {recording.count_beats()} beats of 1 rows to {out}" in told
     assert "decisions were held against what was said, and are the same" in told
+
+
+@pytest.mark.timeout(180)
+def test_a_live_row_is_recorded_while_its_workers_die_and_follow_each_other(
+    kafka: KafkaConfig, tmp_path: pathlib.Path
+) -> None:
+    ensure(kafka)
+    first = Worker(tmp_path / "w1", kafka, SITE)
+    out = tmp_path / "live.parquet"
+    epochs: list[int] = []
+    with LiveRow(kafka, SETUP):
+        first.await_line("is beaten here under epoch 1", 60)
+        site = BusRecorder(kafka, SETUP, CLOCK)
+        with Recorder(out, site.header) as recorder:
+
+            def keep(beat: Beat, places: Mapping[str, Place]) -> None:
+                recorder.write(beat, places)
+                epochs.append(beat.tick.epoch)
+                if len(epochs) == 4:
+                    first.kill()
+                    workers.append(Worker(tmp_path / "w2", kafka, SITE))
+
+            workers: list[Worker] = []
+            until = CLOCK.now() + 120 * SECOND
+            site.run(keep, until=until, stop=lambda: epochs.count(2) >= 4 and site.witness.agreed >= 6)
+    for worker in workers:
+        worker.stop()
+    assert sorted(set(epochs)) == [1, 2]
+    assert site.troubles == ()
+    assert run(["replay", str(out), "--expect", "recorded"]) == 0
 
 
 def wait_for(seen: Callable[[], bool], process: subprocess.Popen[str]) -> None:
