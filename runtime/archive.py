@@ -22,6 +22,7 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime import whole_file
 from runtime.bus.reader import Reader, Received
 from runtime.bus.settings import InfluxConfig
 from runtime.clock import Clock
@@ -244,10 +245,8 @@ class Progress:
     def save(self) -> None:
         """Write it down. Where the disk does not take it, more is written again after a restart."""
         self._saved_at = self._clock.monotonic()
-        fresh = self._path.with_name(f".{self._path.name}.new")
         try:
-            fresh.write_bytes(msgspec.json.encode(_Saved(self._bucket, self._offsets)))
-            fresh.replace(self._path)
+            whole_file.put(self._path, msgspec.json.encode(_Saved(self._bucket, self._offsets)))
         except OSError as error:
             _LOG.error("%s: %s", self._path, error)
 
