@@ -80,6 +80,11 @@ class Backlog:
         return self._held[0][1] if self._held else float("inf")
 
     @property
+    def overfull(self) -> bool:
+        """Whether more is in memory than may be."""
+        return self._held_bytes > self._memory_bytes
+
+    @property
     def equipped(self) -> bool:
         """Whether there is a spool."""
         return self._disk is not None
@@ -138,7 +143,7 @@ class Backlog:
             if self._first in self.in_flight:
                 break
             self._drop(self._first + 1, "stale")
-        while self._held_bytes > self._memory_bytes:
+        while self.overfull:
             held = len(self._held)
             self.spill(float("inf"))
             if len(self._held) == held:  # the disk takes nothing: the oldest gives room

@@ -319,7 +319,7 @@ class Publisher:
         self._take_in(now)
         self._hear(now)
         for lane in self._lanes.values():
-            if lane.backlog.held_since < now - _UNCERTAIN_S:
+            if lane.backlog.overfull or lane.backlog.held_since < now - _UNCERTAIN_S:
                 self._equip(lane, now)
                 lane.backlog.spill(now - _UNCERTAIN_S)
             lane.backlog.trim(self._clock.now())

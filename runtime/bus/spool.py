@@ -7,8 +7,8 @@ A folder of segment files, each named by the number of its first record and writ
     lock                            held while a process has the spool
 
 Segments rather than a database: the oldest goes by unlinking, which a full disk allows and which gives
-room; damage stays within one file; and a record costs a tenth of what a row of SQLite does (measured:
-`benchmarks/publishing.py`).
+room; damage stays within one file; and a record costs less than half of what a row of SQLite does
+(measured: `benchmarks/publishing.py`).
 
 Records are handed to the kernel at each `append` and never synced: they outlive the process, however it
 ends, and a power cut takes what the kernel had not yet written, at most about 30 s. A machine whose power

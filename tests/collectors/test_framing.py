@@ -107,15 +107,17 @@ def test_a_jump_is_a_share_of_the_nameplate_or_degrees_and_unknown_is_none() -> 
 
 
 def test_samples_that_do_not_fit_together_share_no_frame(host: Host) -> None:
-    exchanged = {"gpus": ("GPU-0", "GPU-9")}
+    def exchanged(at: Instant) -> GpuFrame:
+        return sample(at, gpus=("GPU-0", "GPU-9"))
+
     said = polled(
         host,
         [
             sample(T0),
             sample(T0 + 100),
-            sample(T0 + 200, **exchanged),
-            sample(T0 + 300, **exchanged),
-            sample(T0 - HOUR, **exchanged),
+            exchanged(T0 + 200),
+            exchanged(T0 + 300),
+            exchanged(T0 - HOUR),
         ],
     )
     assert [[event.at - T0 for event in each] for each in said] == [[0], [], [100, 200], [], [300, -HOUR]]
