@@ -13,7 +13,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, memory, replaying, rows, snapshots
+from benchmarks import latency, memory, publishing, replaying, rows, snapshots
 from benchmarks.figure import Figure
 
 
@@ -21,7 +21,7 @@ def main() -> int:
     """Measure, print."""
     figures: list[Figure] = []
     quiet = Console(stderr=True)
-    for module in (replaying, latency, memory, rows, snapshots):
+    for module in (replaying, latency, memory, rows, snapshots, publishing):
         quiet.print(f"measuring {module.__name__} …")
         figures += module.measure()
     if "--json" in sys.argv[1:]:
