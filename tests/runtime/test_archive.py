@@ -21,6 +21,8 @@ from schemas.samples import FarmSample
 from schemas.topics import BY_TYPE
 
 SITE = setup_of(row_text(4, budget_w=20_000.0)).site
+KAFKA = '[kafka]\nservers = ["127.0.0.1:9"]\n'
+SERIES = '[influx]\nurl = "http://127.0.0.1:9"\norg = "o"\nbucket = "b"\n'
 INFLUX = InfluxConfig(url="http://127.0.0.1:9", org="o", bucket="b")
 
 
@@ -156,8 +158,7 @@ def test_the_metrics_say_lag_only_where_it_is_known() -> None:
     [
         ("", "kafka is missing: write [kafka] with servers, the site's brokers"),
         (
-            '[kafka]\nservers = ["127.0.0.1:9"]\n'
-            '[influx]\nurl = "http://127.0.0.1:9"\norg = "o"\nbucket = "b"\n',
+            KAFKA + SERIES,
             "the token for InfluxDB is not there: set the environment variable WINDROW_INFLUX_TOKEN",
         ),
     ],

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from influxdb_client.client.write.point import Point
-from support.messages import messages
+from support.messages import messages, specimens
 from support.rigs import START, row_text, setup_of
+from support.sites import PROJECT
 
 from runtime.sinks.lines import Lines, begins, ledger_lines, tag_value
 from schemas import codec
@@ -22,11 +23,13 @@ from schemas.envelope import DeadLetter, Event, Tick
 from schemas.forecasts import ForecastScore, PeakForecast, ThermalForecast
 from schemas.outcomes import Superseded, Verified
 from schemas.samples import FarmSample, FeedSample, GpuFrame, PowerRollup, RackSample
+from schemas.topics import TYPES
 
 SITE = setup_of(row_text(4, budget_w=20_000.0)).site
 ROW, RACK = "lab1/row-a", "lab1/row-a/r01"
 HOST = f"{RACK}/h01"
 AT_HOST = f"site=lab1,row={ROW},rack={RACK},host={HOST},priority=high"
+EVERY_KIND = [event for kind in TYPES for event in specimens(kind)]
 LEASE = Lease(epoch=3, issued_at=START, expires_at=START + 90_000, on_expiry="safe_share")
 
 
@@ -216,17 +219,14 @@ def test_a_message_always_gives_the_same_lines_and_each_is_one_line(event: Event
 
 def test_a_field_has_one_type_in_all_messages_that_share_a_measurement() -> None:
     types: dict[tuple[str, str], str] = {}
-
-    @given(messages())
-    def gather(event: Event) -> None:
-        for line in lines(msgspec.structs.replace(event, at=event.at % 4_000_000_000_000)):
-            measurement = line.partition(",")[0]
-            for name, value in re.findall(r'(?:^|,)(\w+)=(-?[\d.e+-]+i?|true|false|")', fields_of(line)):
-                kind = "text" if value == '"' else "bool" if value in ("true", "false") else value[-1] == "i"
-                assert types.setdefault((measurement, name), str(kind)) == str(kind), (measurement, name)
-
-    gather()
-    assert len(types) > 40
+    for event in EVERY_KIND:
+        for line in lines(event):
+            measurement = re.split("[, ]", line)[0]
+            for name, value in re.findall(r'(?:^|,)([\w.]+)=(-?[\d.e+-]+i?|true|false|")', fields_of(line)):
+                kind = "text" if value == '"' else "bool" if value in ("true", "false") else value[-1]
+                kind = "whole" if kind == "i" else kind if kind in ("text", "bool") else "real"
+                assert types.setdefault((measurement, name), kind) == kind, (measurement, name)
+    assert len(types) > 120
 
 
 def fields_of(line: str) -> str:
@@ -285,3 +285,11 @@ def test_a_records_subject_may_be_any_text(subject: str) -> None:
     event = DeadLetter(at=START, source="s", subject=subject, topic="t", payload=b"", reason="")
     record, _ = ledger_lines(event, codec.encode(event), 1)
     assert "\n" not in record
+
+
+def test_the_page_names_every_measurement() -> None:
+    page = (PROJECT / "docs" / "time-series.md").read_text(encoding="utf-8")
+    all_lines = [line for event in EVERY_KIND for line in lines(event) + ledger_lines(event, b"{}", 0)]
+    told = {re.split("[, ]", line)[0] for line in all_lines}
+    assert len(told) > 15
+    assert {f"`{measurement}`" for measurement in told} <= set(re.findall(r"`\w+`", page))
