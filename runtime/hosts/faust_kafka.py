@@ -61,6 +61,7 @@ _FRAMES = 200
 
 _LONGEST_WAIT_S = 0.5
 _LEAVING_S = 2.0
+_SILENT_S = 5.0  # without a message, though ticks were sent, before people are told (our choice)
 
 
 class Bounds(NamedTuple):
@@ -195,6 +196,8 @@ class FaustHost:
         self._paused: set[TP] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._heard_at = clock.monotonic()
+        self._silent = False
         self._leaving = False
         fetching(app, self)
         schema = FetchSchema()
@@ -208,12 +211,14 @@ class FaustHost:
     @property
     def trouble(self) -> str:
         """What is wrong with the rows here beside what their beats say, in words; any thread may ask."""
-        failed = [
+        trouble = [
             f"{row}: its loop failed: {error!r}"
             for partition in self._partitions.copy().values()
             for row, error in partition.failed.copy().items()
         ]
-        return "; ".join(failed)
+        if self._silent:
+            trouble.append(f"Kafka has sent nothing for {self._clock.monotonic() - self._heard_at:.0f} s")
+        return "; ".join(trouble)
 
     # -- what is read -----------------------------------------------------------------------------
 
@@ -258,6 +263,7 @@ class FaustHost:
             for log, _ in logs:
                 self._placed_at[log.loop.row.path] = began
                 self._start(log, partition)
+        self._heard_at = self._clock.monotonic()
         summaries = TP(self._kafka.topic(SUMMARIES), self._fold.number)
         if summaries in assigned:
             since = await consumer.at_time([summaries], self._clock.now() - SITE_LOOK_BACK)
@@ -311,6 +317,7 @@ class FaustHost:
         topic, partition = self._names[fetch.topic], self._partitions.get(fetch.partition)
         if partition is None:
             return
+        self._heard_at = self._clock.monotonic()
         self._watchdog.read()
         self._metrics.read(topic, len(fetch.records))
         size = _SLICE.get(topic, _FRAMES)
@@ -390,9 +397,21 @@ class FaustHost:
             if not self._leaving and (power := self._fold.tick(now)) is not None:
                 self._send_soon(topic_of(power).name, self._site, codec.encode(power))
             self._resume()
+            self._listen()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
             self._wake.clear()
+
+    def _listen(self) -> None:
+        """Tell people when Kafka falls silent, and when it speaks again: a row's own ticks come back, so a
+        worker that has one hears something."""
+        silent_s = self._clock.monotonic() - self._heard_at
+        silent = bool(self._speaking) and silent_s > _SILENT_S
+        if silent and not self._silent:
+            _LOG.error("Kafka has sent nothing for %.0f s, and no row is beaten meanwhile", silent_s)
+        elif self._silent and not silent:
+            _LOG.warning("Kafka speaks again")
+        self._silent = silent
 
     async def _cover(self) -> None:
         """Commit what snapshots cover, until the app stops."""

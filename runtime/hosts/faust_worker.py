@@ -24,8 +24,10 @@ from schemas.outcomes import Verified
 
 _REMEMBERED = 10_000  # commands without an answer; the time of older ones is lost
 
-for library in ("faust", "mode", "aiokafka"):  # what of theirs matters is said by the host in its own words
-    logging.getLogger(library).setLevel(logging.ERROR)
+# What of theirs matters is said by the host, once and in its own words; Kafka's client tells each attempt at
+# a broker that is away.
+for library, level in (("faust", logging.ERROR), ("mode", logging.ERROR), ("aiokafka", logging.CRITICAL)):
+    logging.getLogger(library).setLevel(level)
 
 
 def serve(
