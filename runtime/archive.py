@@ -114,7 +114,8 @@ class Part:
         """Read what there is, and have it kept."""
         if not self.waiting:
             self.waiting = self.reader.poll(_WAIT_S, _MOST)
-            if (now := self._clock.monotonic()) >= self._looked_at + _LOOK_S:
+            now = self._clock.monotonic()
+            if not self.reader.away and now >= self._looked_at + _LOOK_S:
                 self._looked_at = now
                 found = {place: self.reader.position(*place) for place in self.reader.ends()}
                 self.positions = {place: at for place, at in found.items() if at is not None}

@@ -23,7 +23,8 @@ from support.rigs import START, rig_of, row_text, setup_of
 from runtime.archive import LEDGER_TOPIC, SERIES_TOPICS
 from runtime.bus.settings import InfluxConfig, KafkaConfig
 from runtime.ledger import audit
-from runtime.ledger.store import Ledger
+from runtime.ledger.book import LedgerUnreadable
+from runtime.ledger.store import Ledger, LedgerMissing
 from runtime.row_loop import Beat
 from runtime.sinks.influx import client_of
 from runtime.sinks.influx_ledger import InfluxLedger
@@ -127,13 +128,13 @@ class Running:
             return ["not there yet"]
 
     def index(self) -> tuple[int, str]:
-        path = self.folder / "state" / "ledger.sqlite"
-        if not path.exists():
+        try:
+            with Ledger.reading(self.folder / "state" / "ledger.sqlite") as book:
+                return book.head()
+        except (LedgerMissing, LedgerUnreadable):  # not made yet
             return 0, ""
-        with Ledger.reading(path) as book:
-            return book.head()
 
-    def until(self, holds: Callable[[], Any], within_s: float = 40.0) -> None:
+    def until(self, holds: Callable[[], Any], within_s: float = 60.0) -> None:
         give_up = time.monotonic() + within_s
         while not holds():
             assert self.process is not None
@@ -283,3 +284,10 @@ def test_what_cannot_be_read_or_dated_is_kept_in_its_place(
         assert list(series.of_type([DeadLetter])) == letters
     assert counted(influx, "dead_letter", "bytes") == 1, "the ledger's own are not told twice"
     assert counted(influx, "farm", "power_w") == 1
+
+
+def test_without_kafka_it_says_so_and_ends_when_told(archives: Callable[..., Running]) -> None:
+    archive = archives(KafkaConfig(servers=("127.0.0.1:9",)))
+    archive.until(lambda: any("127.0.0.1:9 is not there" in reason for reason in archive.reasons()))
+    assert archive.metrics()['windrow_archive_away{part="index"}'] == 1.0
+    assert archive.stop() < 8.0
