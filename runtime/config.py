@@ -52,6 +52,7 @@ LISTEN = "127.0.0.1:9464"
 
 _ADDRESS = re.compile(r".+:([0-9]{1,5})")
 _QUICKEST: Span = 20  # a board's own power reading is made about as often (recalled)
+_MOST_SAMPLES = 100  # in a frame, which must stay well below the 1 MiB that Kafka takes
 _FASTEST: Span = 100
 _SLOWEST: Span = MINUTE
 
@@ -282,8 +283,9 @@ def _collector(table: Table) -> CollectorConfig:
     sample = None
     if table.has("sample_ms"):
         sample = table.whole("sample_ms", "milliseconds")
-        if sample and not _QUICKEST <= sample <= period:
-            table.wrong("sample_ms", f"must be from {_QUICKEST} to period_ms (milliseconds)")
+        least = max(_QUICKEST, period // _MOST_SAMPLES)
+        if sample and not least <= sample <= period:
+            table.wrong("sample_ms", f"must be from {least} to period_ms (milliseconds)")
     table.close()
     return CollectorConfig(kind=kind, host=host, period_ms=period, sample_ms=sample)
 

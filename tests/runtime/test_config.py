@@ -192,6 +192,13 @@ def test_a_source_is_sampled_no_slower_than_it_is_heard(folder: pathlib.Path, sa
     assert refusals(folder, text) == [f"host.toml: collectors[0].sample_ms = {sample}: {said}"]
 
 
+def test_a_frame_holds_a_hundred_samples_at_most(folder: pathlib.Path) -> None:
+    text = SOUND.replace("[[actuators]]", "period_ms = 60_000\nsample_ms = 100\n[[actuators]]")
+    assert refusals(folder, text) == [
+        "host.toml: collectors[0].sample_ms = 100: must be from 600 to period_ms (milliseconds)"
+    ]
+
+
 def test_a_source_is_sampled_as_often_as_it_is_heard_unless_told(folder: pathlib.Path) -> None:
     file = folder / "host.toml"
     assert read_host_config(file).collectors[0].sample_ms is None
