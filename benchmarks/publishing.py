@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 
 from benchmarks.figure import Figure
+from runtime.bus.clients import connect
 from runtime.bus.provision import ensure
 from runtime.bus.publisher import Publisher
 from runtime.bus.settings import KafkaConfig
@@ -142,7 +143,7 @@ def _compression(values: list[bytes]) -> list[Figure]:
 
 
 def _kafka(said: list[GpuFrame], servers: tuple[str, ...]) -> list[Figure]:
-    prefix = f"bench-{os.getpid()}-"
+    prefix = f"bench-publishing-{os.getpid()}-"
     kafka = KafkaConfig(servers=servers, prefix=prefix)
     ensure(kafka, [BY_NAME[_TOPIC]._replace(partitions=4)])
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +172,9 @@ def _kafka(said: list[GpuFrame], servers: tuple[str, ...]) -> list[Figure]:
         _until(lambda: not back.state().waiting)
         replayed = (len(said) - first) / (time.perf_counter() - began)
         back.close(5.0)
+    admin = connect("KafkaAdminClient", kafka, 10.0).client
+    admin.delete_topics([kafka.topic(_TOPIC)])
+    admin.close()
     return [
         Figure("`send` takes the sender", f"{sent_us:.1f} µs a frame", "≤ 10 µs", "", sent_us),
         Figure("  said until acknowledged", f"{direct:,.0f} frames/s", "", "a host says 1", direct),
