@@ -171,9 +171,9 @@ def load_policy(path: pathlib.Path) -> CappingPolicy:
         raise ConfigError(str(error)) from error
 
 
-def load_setup(site: pathlib.Path, policy: pathlib.Path | None) -> Setup:
+def load_setup(site: pathlib.Path, policy: pathlib.Path | None, *, decides: bool = True) -> Setup:
     """Read a site file and a policy file (None: the built-in defaults), and see that the site can be made
-    safe at all and that the policy can run it.
+    safe at all and, where it `decides` here, that the policy can run it.
 
     Raises ConfigError with every problem found, one a line.
     """
@@ -191,7 +191,7 @@ def load_setup(site: pathlib.Path, policy: pathlib.Path | None) -> Setup:
     except ConfigError as error:
         problems += str(error).splitlines()
     else:
-        rows = found.rows if found is not None else ()
+        rows = found.rows if found is not None and decides else ()
         problems += dict.fromkeys(problem for row in rows for problem in rules.unfit_for(row))
     if found is None or problems:
         raise ConfigError("\n".join(problems))
@@ -204,10 +204,10 @@ def load_setup(site: pathlib.Path, policy: pathlib.Path | None) -> Setup:
     )
 
 
-def load_host(config: HostConfig) -> Setup:
-    """What a host's configuration names, read and checked against it. Raises ConfigError with every
-    problem found, one a line."""
-    setup = load_setup(config.site, config.policy)
+def load_host(config: HostConfig, *, decides: bool = True) -> Setup:
+    """What a host's configuration names, read and checked against it; `decides`: whether a controller runs
+    on it. Raises ConfigError with every problem found, one a line."""
+    setup = load_setup(config.site, config.policy, decides=decides)
     problems = list(_misplaced(config, setup.site))
     if problems:
         raise ConfigError("\n".join(problems))

@@ -28,7 +28,7 @@ def actuate(*, config: pathlib.Path, dry_run: bool = False) -> int:
     chosen = read_host_config(config)
     if dry_run:
         chosen = chosen.dry()
-    setup = load_host(chosen)
+    setup = load_host(chosen, decides=False)
     state = StateDir.made(chosen.state_dir)
     with until_stopped() as stop, state.locked(), actuating(chosen, setup, state, SystemClock()) as run:
         hosts = sorted({actuator.host for actuator in chosen.actuators})

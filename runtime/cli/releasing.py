@@ -84,7 +84,7 @@ def release(
     if everything == bool(subject):
         raise ConfigError("name a host, rack or row to release, or say --all")
     chosen = read_host_config(config) if config is not None else StateDir.found(state_dir).config()
-    setup = load_host(chosen)
+    setup = load_host(chosen, decides=False)
     subject = subject or setup.site.name
     known(setup.site, subject)
     if uncapped and not yes:
