@@ -155,7 +155,7 @@ class RowLog:
         rows, unreadable, or gone for its age. The beats that can be done now."""
         self._read[topic] = max(offset, self._read.get(topic, 0))
         beats = []
-        while self._ticks and not self.waits:
+        while self._ticks and not self._lacking():
             beat = self._beat(*self._ticks.popleft())
             if beat is not None:
                 beats.append(beat)
@@ -172,14 +172,12 @@ class RowLog:
     @property
     def waits(self) -> str:
         """What the next recorded tick waits for, in words; empty when every tick read has been done."""
-        if not self._ticks:
+        topic = self._lacking()
+        if not topic:
             return ""
         _, tick = self._ticks[0]
-        for topic in INPUTS:
-            upto, read = tick.upto.get(topic, 0), self._read.get(topic, 0)
-            if read < upto:
-                return f"the beat of {to_text(tick.at)} waits for {topic} up to {upto}, read to {read}"
-        return ""
+        upto, read = tick.upto[topic], self._read.get(topic, 0)
+        return f"the beat of {to_text(tick.at)} waits for {topic} up to {upto}, read to {read}"
 
     # -- beating ----------------------------------------------------------------------------------
 
@@ -262,6 +260,15 @@ class RowLog:
         return Snapshot(freeze(self._state, self.loop, mark), mark.upto)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _lacking(self) -> str:
+        """The first topic that the next recorded tick waits for; asked at every message."""
+        if self._ticks:
+            upto, read = self._ticks[0][1].upto, self._read
+            for topic in INPUTS:
+                if read.get(topic, 0) < upto.get(topic, 0):
+                    return topic
+        return ""
 
     def _hear(self, offset: int, tick: Tick) -> None:
         """A tick in the log: whose it is, is settled by its place there, before anything is done."""
