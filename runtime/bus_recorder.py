@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ _DECISIONS = BY_TYPE[Decision].name
 _WAIT_S = 0.4
 _GLANCE_S = 0.1
 _PATIENCE_S = 10.0  # for a tick's inputs to be read, and for a broker to come back, before it is told
-_UNMATCHED_AT_MOST = 512  # decisions of a row that wait to be held against each other (our choice)
+_UNMATCHED_AT_MOST = 4_096  # decisions of a row that wait to be held against each other (our choice)
 _SKEW_MS: Span = 5 * MINUTE  # by which a broker's clock and a row's may differ (our choice)
 
 
@@ -63,7 +64,7 @@ class Witness:
     """Holds decisions that were done again against those that were said then.
 
     `agreed` and `differing` count them, `first` is the first that differs, in words. One that was never
-    said (its worker died first), or not read yet, counts for neither.
+    said (its worker died first), or is not read yet, counts for neither.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,11 @@ class Witness:
         self.first = ""
         self._redone: dict[str, dict[Instant, bytes]] = defaultdict(dict)
         self._said: dict[str, dict[Instant, bytes]] = defaultdict(dict)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a decision waits for what was said."""
+        return any(self._redone.values())
 
     def redone(self, row: str, decision: Decision) -> None:
         """A beat was done again."""
@@ -88,12 +94,19 @@ class Witness:
     def _match(
         self, row: str, at: Instant, payload: bytes, ours: dict[Instant, bytes], theirs: dict[Instant, bytes]
     ) -> None:
-        other = theirs.pop(at, None)
-        if other is None:
-            ours[at] = payload
+        digest = blake2b(payload, digest_size=16).digest()
+        if at not in theirs:
+            ours[at] = digest
             if len(ours) > _UNMATCHED_AT_MOST:
                 del ours[next(iter(ours))]
-        elif other == payload:
+            return
+        other = theirs[at]
+        ours.clear()  # both come in order: what did not match before never will
+        for earlier in list(theirs):
+            del theirs[earlier]
+            if earlier == at:
+                break
+        if other == digest:
             self.agreed += 1
         else:
             self.differing += 1
@@ -168,7 +181,7 @@ class BusRecorder:
                         self.beats[row] += 1
                         self.witness.redone(row, done.beat.decision)
                         keep(done.beat, self._placed(done.beat))
-                    for each in said.poll(_GLANCE_S):
+                    for each in said.poll(_GLANCE_S) if self.witness.asks else ():
                         self.witness.said(each.key.decode(errors="replace"), each.value)
                     now = self._clock.monotonic()
                     reached_at = reached_at if reader.away else now

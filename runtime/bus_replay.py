@@ -99,10 +99,14 @@ def _staged(inputs: Sequence[Event], tick: Tick, outputs: Sequence[Event]) -> St
     brought: list[Event] = []
     besides = list(tick.besides)
     for event in inputs:
+        by_topic = topic_of(event).name in INPUTS
+        if by_topic and not told:
+            brought.append(event)
+            continue
         text = codec.encode(event).decode()
         if told[text]:
-            told[text] -= 1
-        elif topic_of(event).name in INPUTS:
+            told -= Counter([text])
+        elif by_topic:
             brought.append(event)
         else:
             besides.append(text)

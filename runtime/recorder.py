@@ -8,6 +8,7 @@ it says against what was said then.
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import pathlib
 import zlib
@@ -17,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from collectors import parquet_recording
+from collectors.parquet_recording import spool_of
 from runtime.config import ConfigError, Setup
 from runtime.parquet_recorder import ParquetForm
 from runtime.recorded import Place, Recorded
@@ -46,6 +48,15 @@ def header_of(
         format=FORMAT if snapshots else 1,
         snapshots=dict(snapshots) if snapshots else msgspec.UNSET,
     )
+
+
+def unused(path: pathlib.Path) -> pathlib.Path:
+    """A name like this one that no recording has yet: ``night.jsonl.gz``, then ``night-2.jsonl.gz``. For a
+    service that is started again, and must neither write over what it recorded nor stay away for it."""
+    stem, *endings = path.name.split(".")
+    names = itertools.chain([path.name], (".".join([f"{stem}-{n}", *endings]) for n in itertools.count(2)))
+    found = (path.with_name(name) for name in names)
+    return next(each for each in found if not (each.is_file() or spool_of(each).exists()))
 
 
 class Form(Protocol):

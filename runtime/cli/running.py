@@ -24,7 +24,7 @@ from runtime.config import (
     single_host,
 )
 from runtime.recorded import Place
-from runtime.recorder import Recorder, header_of
+from runtime.recorder import Recorder, header_of, unused
 from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
 from runtime.wiring import Unkept, on_this_machine, on_twin, plant_of, watching_this_machine
@@ -69,7 +69,7 @@ def run(
     dry_run
         Decide and record, but hold no device.
     record
-        Write a recording of every beat to this file.
+        Write a recording of every beat to this file; to one beside it, where it is there already.
     minutes
         Stop after so long.
     """
@@ -81,6 +81,9 @@ def run(
     if dry_run:
         chosen = chosen.dry()
     setup = load_host(chosen)
+    if record is not None:
+        record = unused(record)
+        say(f"recording to {record}")
     state = StateDir.made(chosen.state_dir)
     clock = SystemClock()
     with (

@@ -92,6 +92,65 @@ def test_a_recording_that_cannot_be_written_is_refused(
     )
 
 
+def test_a_columnar_recording_is_replayed_like_any_other(
+    recording: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, beside = tmp_path / "night.parquet", recording.parent
+    assert record(out, beside / "site.toml", "--policy", str(beside / "policy.toml")) == 0
+    lines, columns = read_recording(recording), read_recording(out)
+    assert columns.header == lines.header
+    assert list(map(codec.encode, columns.events)) == list(map(codec.encode, lines.events))
+    assert columns.count_beats() == lines.count_beats() == 90
+    assert run(["replay", str(out), "--expect", "recorded"]) == 0
+    assert "said the same as expected, byte for byte" in capsys.readouterr().out
+    assert record(out, beside / "site.toml") == 2
+    assert capsys.readouterr().err == (
+        f"{out}: is there already, and no recording is written over: choose another name\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--kafka"], "--kafka records the site of a configuration with [kafka]: name it with --config"),
+        (["--kafka", "--twin", "site.toml"], "--twin simulates a row and --kafka reads a site"),
+        (["--kafka", "--config", "{config}"], "kafka is missing: write [kafka] with servers"),
+    ],
+)
+def test_what_cannot_be_recorded_off_a_bus_is_said(
+    recording: pathlib.Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = recording.parent / "never.parquet"
+    assert run(["record", str(out), *(each.format(config=config_of(recording)) for each in more)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "--to-kafka publishes to the brokers of a configuration: name it with --config"),
+        (["--expect", "recorded"], "--to-kafka publishes and decides nothing"),
+        (["--speed", "fast"], "--speed fast: must be a number above zero (1 is as it was), or max"),
+        (["--speed", "0"], "--speed 0: must be a number above zero"),
+        (["--config", "{config}"], "kafka is missing: write [kafka] with servers"),
+    ],
+)
+def test_what_cannot_be_published_is_said(
+    recording: pathlib.Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [each.format(config=config_of(recording)) for each in more]
+    assert run(["replay", str(recording), "--to-kafka", *asked]) == 2
+    assert said in capsys.readouterr().err
+
+
+def config_of(recording: pathlib.Path) -> pathlib.Path:
+    """A host's configuration without brokers."""
+    path = recording.parent / "windrow.toml"
+    path.write_text('site = "site.toml"\nstate_dir = "state"\n', encoding="utf-8")
+    return path
+
+
 # ---- our own, under its own policy ----
 
 

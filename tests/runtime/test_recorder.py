@@ -18,7 +18,7 @@ from collectors.parquet_recording import spool_of
 from collectors.recording import read_recording
 from runtime.cli.app import run
 from runtime.config import ConfigError
-from runtime.recorder import Recorder, header_of
+from runtime.recorder import Recorder, header_of, unused
 from runtime.row_loop import Beat
 from schemas.codec import encode
 from schemas.instants import SECOND
@@ -182,6 +182,17 @@ def test_no_recording_is_written_over(tmp_path: pathlib.Path, name: str) -> None
     with pytest.raises(ConfigError, match=rf"{name}: is there already, and no recording is written over"):
         Recorder(path, HEADER)
     assert path.read_bytes() == before
+
+
+def test_a_service_that_starts_again_records_beside_what_it_recorded(tmp_path: pathlib.Path) -> None:
+    asked = tmp_path / "night.jsonl.gz"
+    assert unused(asked) == asked
+    for name in ("night.jsonl.gz", "night-2.jsonl.gz"):
+        with Recorder(unused(asked), HEADER) as recorder:
+            assert recorder.path.name == name
+    spool_of(tmp_path / "a.parquet").touch()
+    assert unused(tmp_path / "a.parquet").name == "a-2.parquet"
+    assert unused(FULL) == FULL
 
 
 def test_what_a_crash_left_is_not_written_over_either(tmp_path: pathlib.Path) -> None:
