@@ -177,6 +177,11 @@ class HostAgent:
         return self._kept
 
     @property
+    def pending(self) -> bool:
+        """Whether it has yet to see what it wrote."""
+        return self._effort is not None
+
+    @property
     def wait_ms(self) -> Span:
         """How long after the last call there is next something to do, if no command comes."""
         return max(0, self._due - self._elapsed)

@@ -46,6 +46,9 @@ from twin.workload import LoadProfile
 
 _LOG = logging.getLogger(__name__)
 
+METERS_MS: Span = 2 * SECOND
+"""How often a simulated site's meters are read: the row manager's period in the POLCA study (recalled)."""
+
 _LEAVING_MS: Span = 5 * SECOND
 """How long a host that stops waits to see its devices at what their leases ended in: longer than the
 in-band deadline of 3 s, and well inside the 90 s after which service managers kill (our choice)."""
@@ -99,21 +102,40 @@ def on_twin(
 ) -> TwinRig:
     """The real adapters over a simulated row, in simulated time: waiting advances the plant.
 
-    `frame_ms` is the period of GPU frames; meters are read every 2 s, the row manager's period in
-    the POLCA study (recalled). `state_dir` None keeps the agents' state in memory.
+    `frame_ms` is the period of GPU frames; meters are read every `METERS_MS`. `state_dir` None keeps the
+    agents' state in memory.
     """
-    hosts = plant.hosts
-    collectors = [
+    meters = {path: plant.meters[path] for path in plant.row.meters}
+    power = FeedCollector({**meters, **plant.upses}, upses=tuple(plant.upses), period_ms=METERS_MS)
+    agents = agents_on_twin(plant, setup, state_dir=state_dir)
+    host = EmbeddedHost(
+        clock=SimulatedClock(plant.now, plant.advance),
+        loop=ControlLoop(setup.site, setup.policy, epoch=epoch),
+        samples=InlineSamples([*collectors_on_twin(plant, frame_ms), power]),
+        agents=InlineAgents(agents, setup.oversubscribed),
+        ledger=ledger,
+        observe=observe,
+    )
+    return TwinRig(plant, host)
+
+
+def collectors_on_twin(plant: TwinRow, frame_ms: Span) -> list[NvmlCollector]:
+    """The collectors of a simulated row's hosts, in the row's order."""
+    return [
         NvmlCollector(
             host,
             plant.nvml(host.path, "in_band" if "in_band" in host.paths else host.paths[0]),
             period_ms=frame_ms,
         )
-        for host in hosts
+        for host in plant.hosts
     ]
-    meters = {path: plant.meters[path] for path in plant.row.meters}
-    power = FeedCollector({**meters, **plant.upses}, upses=tuple(plant.upses), period_ms=2 * SECOND)
-    agents = {
+
+
+def agents_on_twin(
+    plant: TwinRow, setup: Setup, *, state_dir: pathlib.Path | None = None, reflex: bool = False
+) -> dict[str, HostAgent]:
+    """The agents of a simulated row's hosts, by path; `reflex`: each watched by its reflex."""
+    return {
         host.path: HostAgent(
             host,
             {path: NvmlActuator(host, path, plant.nvml(host.path, path)) for path in host.paths},
@@ -121,18 +143,10 @@ def on_twin(
             state_dir / f"{host.path.replace('/', '__')}.json" if state_dir else None,
             source=f"actuator/{host.path}",
             deadlines=deadlines_of(setup.policy),
+            reflex=reflex,
         )
-        for host in hosts
+        for host in plant.hosts
     }
-    host = EmbeddedHost(
-        clock=SimulatedClock(plant.now, plant.advance),
-        loop=ControlLoop(setup.site, setup.policy, epoch=epoch),
-        samples=InlineSamples([*collectors, power]),
-        agents=InlineAgents(agents, setup.oversubscribed),
-        ledger=ledger,
-        observe=observe,
-    )
-    return TwinRig(plant, host)
 
 
 @contextlib.contextmanager

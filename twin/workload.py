@@ -61,16 +61,19 @@ class LoadProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     `requests_per_s` is the mean rate of one host at ratio 1. `points` are (second, ratio), joined by
     straight lines and held at both ends. `wander_ratio` is the standard deviation of a slow common
-    wander (time constant 60 s) that all hosts share, as a share of the demand.
+    wander (time constant 60 s) that all hosts share, as a share of the demand. `again_s`: the demand
+    begins anew after so long, 0: never.
     """
 
     requests_per_s: float
     points: tuple[tuple[float, float], ...]
     bursts: tuple[Burst, ...] = ()
     wander_ratio: float = 0.0
+    again_s: float = 0.0
 
     def ratio(self, at_s: FloatArray) -> FloatArray:
         """Demand at each of these seconds since the start, wander excluded."""
+        at_s = np.mod(at_s, self.again_s) if self.again_s else at_s
         at, level = zip(*self.points, strict=True)
         demand: FloatArray = np.interp(at_s, at, level)
         for burst in self.bursts:
@@ -85,6 +88,20 @@ class LoadProfile(msgspec.Struct, frozen=True, kw_only=True):
             self,
             points=tuple((at - by_s, level) for at, level in self.points),
             bursts=tuple(msgspec.structs.replace(burst, at_s=burst.at_s - by_s) for burst in self.bursts),
+        )
+
+    def faster(self, by: float) -> LoadProfile:
+        """The same demand, going up and down `by` times as fast."""
+        return msgspec.structs.replace(
+            self,
+            points=tuple((at / by, level) for at, level in self.points),
+            bursts=tuple(
+                msgspec.structs.replace(
+                    burst, at_s=burst.at_s / by, rise_s=burst.rise_s / by, hold_s=burst.hold_s / by
+                )
+                for burst in self.bursts
+            ),
+            again_s=self.again_s / by,
         )
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "collect": "runtime.cli.collecting:collect",
     "control": "runtime.cli.controlling:control",
     "actuate": "runtime.cli.actuating:actuate",
+    "twin": "runtime.cli.simulating:twin",
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",
@@ -46,7 +47,7 @@ COMMANDS = {
 """Where each command is found. Imported when asked for: who pins a host at night need not wait for
 plotting and forecasting libraries."""
 
-_SERVICES = ("run", "collect", "control", "archive", "actuate")
+_SERVICES = ("run", "collect", "control", "archive", "actuate", "twin")
 
 app = App(
     name="windrow",

@@ -92,3 +92,15 @@ def test_the_public_azure_trace_can_be_asked() -> None:
     first = load.minute(1)
     assert first.at_s.size > 50
     assert first.prompt.max() <= rows["ContextTokens"].max()
+
+
+def test_a_load_that_comes_again_and_faster_is_the_same_load() -> None:
+    once = LoadProfile(
+        requests_per_s=1.0,
+        points=((0.0, 0.1), (1800.0, 0.7), (3600.0, 0.1)),
+        bursts=(Burst(at_s=1200.0, rise_s=60.0, hold_s=60.0, height_ratio=0.2),),
+        again_s=3600.0,
+    )
+    at = np.linspace(0.0, 3599.0, 200)
+    assert np.allclose(once.ratio(at + 7200.0), once.ratio(at))
+    assert np.allclose(once.faster(6.0).ratio(at / 6.0 + 1200.0), once.ratio(at))
