@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SUPPORT := env PYTHONPATH=tests $(BIN)/python -m support
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench counterparts kafka influx clean
+.PHONY: help demo test check bench faults counterparts kafka influx clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ check: $(DEVELOPS) ## Lint, formatting, types and import contracts
 
 bench: $(DEVELOPS) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(DEVELOPS) counterparts ## Break a running site on purpose, judge it, write docs/faults.md (half an hour)
+	@env PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
 # Before the tests, because a first build takes longer than a test may. What cannot be had here is said,
 # and its tests are skipped with the reason (in CI they fail).

@@ -1,7 +1,7 @@
 """What a stretch of the bus came to: commands lost or wrong, and how long something was silent.
 
-Judged from the messages alone, as an outsider reads them, and from the plant's own meters and boards: no
-process under test is asked how it did.
+Judged from the messages alone, as an outsider reads them, and from the boards themselves: no process under
+test is asked how it did.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from faults.boards import Seen
 from faults.witness import Said
 
 from schemas.commands import Brake, Command, LockClocks
@@ -17,7 +18,7 @@ from schemas.decisions import Decision
 from schemas.envelope import Tick
 from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Accepted, Lapsed, Outcome, Released, Renewed, Verified
-from schemas.samples import FeedSample, GpuFrame
+from schemas.samples import FeedSample
 from schemas.shares import SafeShare
 from schemas.topology import Site
 
@@ -47,7 +48,7 @@ class Fate(NamedTuple):
     wrong: tuple[str, ...]
 
 
-def fate(said: Sequence[Said], shares: Mapping[str, SafeShare], end: Instant) -> Fate:
+def fate(said: Sequence[Said], seen: Iterable[Seen], shares: Mapping[str, SafeShare], end: Instant) -> Fate:
     """What became of every command issued up to ANSWER_MS before `end`."""
     commands = {
         each.event.id: each.event
@@ -71,7 +72,7 @@ def fate(said: Sequence[Said], shares: Mapping[str, SafeShare], end: Instant) ->
             *_obeyed_backwards(outcomes),
             *_not_as_asked(outcomes, commands),
             *_two_owners(said),
-            *_out_of_lease(said, commands, shares),
+            *_out_of_lease(outcomes, seen, commands, shares),
         ),
     )
 
@@ -119,26 +120,28 @@ def _two_owners(said: Iterable[Said]) -> Iterable[str]:
 
 
 def _out_of_lease(
-    said: Iterable[Said], commands: Mapping[str, Command], shares: Mapping[str, SafeShare]
+    outcomes: Iterable[Outcome],
+    seen: Iterable[Seen],
+    commands: Mapping[str, Command],
+    shares: Mapping[str, SafeShare],
 ) -> Iterable[str]:
-    """A host seen above its safe share while no lease allowed it, by its own boards' clocks."""
-    allowed: dict[str, Instant] = defaultdict(int)  # until when the host's last lease ran
-    seen: dict[str, Instant] = {}
-    events = sorted(
-        (e.event for e in said if isinstance(e.event, Outcome | GpuFrame)), key=lambda event: event.at
-    )
-    for event in events:
-        if isinstance(event, Accepted | Verified | Renewed):
+    """A host above its safe share while no lease allows it, by its boards themselves."""
+    allowed: dict[str, Instant] = {}  # until when the host's last lease runs
+    found: set[str] = set()
+    taken = [each for each in outcomes if isinstance(each, Accepted | Verified | Renewed)]
+    for event in sorted([*taken, *seen], key=lambda event: event.at):
+        if isinstance(event, Outcome):
             command = commands.get(event.command)
             if command is not None:
-                allowed[event.subject] = max(allowed[event.subject], command.lease.expires_at)
-        elif isinstance(event, GpuFrame) and event.subject in shares and event.subject in allowed:
-            clocks = [mhz for column in event.sm_mhz for mhz in column if mhz is not None]
-            above = max(clocks, default=0.0) > shares[event.subject].max_mhz + _MHZ
-            if above and event.at > allowed[event.subject] + LAPSE_MS and event.subject not in seen:
-                seen[event.subject] = event.at
-                late_s = (event.at - allowed[event.subject]) / SECOND
-                yield f"{event.subject} ran at {max(clocks):.0f} MHz {late_s:.0f} s after its last lease"
+                allowed[event.subject] = max(allowed.get(event.subject, 0), command.lease.expires_at)
+            continue
+        until, share = allowed.get(event.host), shares[event.host]
+        if until is None or event.host in found or event.mhz <= share.max_mhz + _MHZ:
+            continue
+        if event.at > until + LAPSE_MS:
+            found.add(event.host)
+            late_s = (event.at - until) / SECOND
+            yield f"{event.host} ran at {event.mhz:.0f} MHz {late_s:.0f} s after its last lease"
 
 
 def silence(times: Iterable[Instant], since: Instant, until: Instant) -> Span:
@@ -168,16 +171,16 @@ def signs(said: Iterable[Said], host: str) -> list[Instant]:
     ]
 
 
-class Plant(NamedTuple):
-    """How the rows fared by their own meters: the highest reading as a share of the row's budget, and the
-    breakers that opened."""
+class Metered(NamedTuple):
+    """How rows fared by their own meters: the highest reading as a share of the row's budget, and the feeds
+    whose breaker was open."""
 
     peak_ratio: float
-    opened: tuple[str, ...]
+    opened: frozenset[str]
 
 
-def plant(said: Iterable[Said], site: Site) -> Plant:
-    """The rows' course by the meters on their feeds."""
+def metered(said: Iterable[Said], site: Site) -> Metered:
+    """The course of the rows that have meters."""
     row_of = {meter: row for row in site.rows for meter in row.meters}
     reading: dict[str, float] = {}
     peak, opened = 0.0, set()
@@ -189,4 +192,4 @@ def plant(said: Iterable[Said], site: Site) -> Plant:
             peak = max(peak, sum(reading.get(meter, 0.0) for meter in row.meters) / row.budget_w)
             if sample.breaker_closed is False:
                 opened.add(sample.subject)
-    return Plant(peak, tuple(sorted(opened)))
+    return Metered(peak, frozenset(opened))

@@ -1,23 +1,27 @@
 """The judge itself: what it must find, on messages made to be wrong."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.judge import beats, fate, plant, signs, silence
+from faults.boards import Boards, Seen
+from faults.judge import beats, fate, metered, signs, silence
+from faults.rig import SITE
 from faults.witness import Said
-from support.rows import ROW, T0, feed, frame, make_row
+from support.rows import ROW, T0, feed, make_row
 from support.sites import DEMO, site_from
 
-from schemas.codec import encode
 from schemas.commands import Lease, LockClocks
 from schemas.decisions import Decision
 from schemas.envelope import Event, Tick
+from schemas.instants import SECOND
 from schemas.outcomes import Accepted, Outcome, Refused, Renewed, Verified
 from schemas.shares import SafeShare
+from schemas.site_file import read_site
 from schemas.topics import topic_of
 
-HOST = make_row().hosts[0]
-H = HOST.path
+H = make_row().hosts[0].path
 SHARES = {H: SafeShare(host=H, limit_w=300.0, max_mhz=1_000, host_w=3_000.0)}
 END = T0 + 600_000
 
@@ -39,21 +43,21 @@ def answer(kind: type[Outcome], command: LockClocks, at: int, **more: Any) -> Ou
     return kind(at=T0 + at, source="actuator", subject=command.subject, **known)
 
 
-def wrong(*events: Event) -> tuple[str, ...]:
-    return fate(said(*events), SHARES, END).wrong
+def wrong(*events: Event, seen: Iterable[Seen] = ()) -> tuple[str, ...]:
+    return fate(said(*events), seen, SHARES, END).wrong
 
 
 def test_a_command_that_nobody_answers_is_lost_unless_a_newer_one_for_its_host_is_answered() -> None:
     first, second, third = lock(0), lock(2_000), lock(4_000)
-    found = fate(said(first, second, answer(Verified, second, 3_000), third), SHARES, END)
+    found = fate(said(first, second, answer(Verified, second, 3_000), third), (), SHARES, END)
     assert (found.commands, found.answered, found.asked_again) == (3, 1, 1)
     assert found.lost == (f"LockClocks {third.id} for {H}",)
-    assert fate(said(third), SHARES, third.at + 4_000).lost == (), "it may still be answered"
+    assert fate(said(third), (), SHARES, third.at + 4_000).lost == (), "it may still be answered"
 
 
 def test_a_refusal_is_an_answer() -> None:
     command = lock(0)
-    assert fate(said(command, answer(Refused, command, 10)), SHARES, END).lost == ()
+    assert fate(said(command, answer(Refused, command, 10)), (), SHARES, END).lost == ()
 
 
 def test_a_host_that_obeys_an_older_controller_after_a_newer_is_found() -> None:
@@ -80,15 +84,11 @@ def test_a_command_that_is_taken_up_after_its_lease_is_found() -> None:
 def test_a_host_above_its_share_after_its_lease_is_found_by_its_boards() -> None:
     command = lock(0)
     verified = answer(Verified, command, 100, observed=1_410.0)
-    slow = frame(HOST, T0 + 99_000, [200.0], mhz=990.0)
-
-    def fast(at: int) -> Event:
-        return frame(HOST, T0 + at, [400.0], mhz=1_410.0)
-
-    assert wrong(command, verified, fast(89_000), slow) == ()
-    assert wrong(command, verified, fast(99_000)) == (f"{H} ran at 1410 MHz 9 s after its last lease",)
+    fast, slow = Seen(T0 + 99_000, H, 1_410.0, 6_000.0), Seen(T0 + 99_000, H, 990.0, 3_000.0)
+    assert wrong(command, verified, seen=[fast._replace(at=T0 + 89_000), slow]) == ()
+    assert wrong(command, verified, seen=[fast]) == (f"{H} ran at 1410 MHz 9 s after its last lease",)
     again = lock(80_000)
-    assert wrong(command, verified, again, answer(Renewed, again, 80_100), fast(99_000)) == ()
+    assert wrong(command, verified, again, answer(Renewed, again, 80_100), seen=[fast]) == ()
 
 
 def test_two_owners_of_one_epoch_are_found_and_a_claim_that_came_second_is_not_one() -> None:
@@ -128,11 +128,23 @@ def test_a_beat_counts_when_it_can_be_read_and_a_host_by_its_own_clock() -> None
     assert signs(events, H) == [T0 + 50]
 
 
-def test_the_plant_is_judged_by_its_meters() -> None:
-    site = site_from(DEMO)
-    row = site.rows[0]
+def test_a_row_with_meters_is_judged_by_them() -> None:
+    row = site_from(DEMO).rows[0]
     half = [feed(meter, T0, row.budget_w / len(row.meters)) for meter in row.meters]
-    assert plant(said(*half), site).peak_ratio == pytest.approx(1.0)
-    opened = feed(row.meters[0], T0, 0.0, breaker_closed=False)
-    assert plant(said(opened), site).opened == (row.meters[0],)
-    assert encode(opened)
+    opened = feed(row.meters[0], T0 + 1, 0.0, breaker_closed=False)
+    assert metered(said(*half), site_from(DEMO)).peak_ratio == pytest.approx(1.0)
+    assert metered(said(*half, opened), site_from(DEMO)).opened == {row.meters[0]}
+
+
+def test_boards_under_load_draw_what_their_caps_allow_and_a_breaker_has_its_patience(tmp_path: Path) -> None:
+    site = read_site(SITE.read_text(), SITE.name)
+    boards = Boards(site, site.rows[1:], tmp_path)
+    for second in range(120):
+        boards.advance(T0 + second * SECOND)
+    assert 1.0 < boards.peak_ratio(T0) < 1.2, "uncapped, the load is above the budget for a while"
+    assert not boards.opened, "but not for long enough"
+    for _, state in sorted(boards.states.items()):
+        for gpu in state.gpus:
+            gpu.lock_max_mhz = 990
+    boards.advance(T0 + 140 * SECOND)
+    assert boards.peak_ratio(T0 + 140 * SECOND) < 0.9

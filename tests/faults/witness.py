@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from runtime.bus.settings import KafkaConfig
 from schemas.codec import Malformed, decode
@@ -40,14 +41,17 @@ class Witness:
         self.unreadable = 0
         self._names = {kafka.topic(name): name for name in WATCHED}
         self._places: list[TopicPartition] = []
+        self._client: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": ",".join(kafka.servers),
+            "reconnect.backoff.max.ms": 500,
+            "log_level": 0,
+        }
         self._consumer = Consumer(
             {
-                "bootstrap.servers": ",".join(kafka.servers),
+                **self._client,
                 "group.id": kafka.topic("witness"),  # asked for, and not used: the partitions are assigned
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
-                "reconnect.backoff.max.ms": 500,
-                "log_level": 0,
             }
         )
 
@@ -73,15 +77,24 @@ class Witness:
     def catch_up(self, within_s: float = 20.0) -> bool:
         """Read up to where each partition ends now; whether that was reached in time."""
         self.look(0.0)
-        ends = {
-            (p.topic, p.partition): self._consumer.get_watermark_offsets(p, timeout=10)[1]
-            for p in self._places
-        }
+        asked = dict.fromkeys(self._places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        admin = AdminClient(self._client)
+        told = admin.list_offsets(asked).items()
+        ends = {(place.topic, place.partition): end.result(within_s).offset for place, end in told}
 
         def there() -> bool:
-            return all(p.offset >= ends[p.topic, p.partition] for p in self._consumer.position(self._places))
+            at = self._consumer.position(self._places)
+            return all(
+                place.offset >= ends[place.topic, place.partition] for place in at if place.offset >= 0
+            )
 
-        return self.until(lambda: there() or not any(ends.values()), within_s)
+        return self.until(there, within_s)
+
+    def await_groups(self, within_s: float = 60.0) -> None:
+        """Wait until the brokers coordinate groups: on a new cluster the first who asks waits for long.
+        Raises KafkaException when they do not."""
+        self.look(0.0)
+        self._consumer.committed(self._places[:1], timeout=within_s)
 
     def close(self) -> None:
         """Let go of the broker."""
