@@ -17,6 +17,7 @@ from schemas.instants import Instant
 from schemas.topics import TYPES
 
 _UNION: Any = reduce(or_, TYPES)
+_END: Instant = 253_402_300_800_000  # the year 10000: what no calendar here can tell
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(_UNION)
 
@@ -33,12 +34,16 @@ def encode(event: Event) -> bytes:
 def decode(payload: bytes) -> Event:
     """The message in `payload`.
 
-    Raises Malformed when it is no JSON, of no known type, or lacks or mistypes a field.
+    Raises Malformed when it is no JSON, of no known type, lacks or mistypes a field, or speaks of a time
+    that no file or database takes.
     """
     try:
-        return _decoder.decode(payload)
+        event = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
+    if not 0 <= event.at < _END:
+        raise Malformed(f"`at` must be in milliseconds from 1970 to the year 9999, and is {event.at}")
+    return event
 
 
 def decode_or_bury(payload: bytes, *, topic: str, source: str, subject: str, at: Instant) -> Event:

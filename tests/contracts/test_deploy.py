@@ -6,18 +6,26 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.core import Metric
 from support.cached import Unavailable
 from support.compose import problems_of
 from support.counterparts import PROJECT, missing
 
+from runtime.actuating import ActuationMetrics, _counted
+from runtime.archive import ArchiveMetrics, _of_influx
+from runtime.bus.metrics import BusMetrics
+from runtime.bus.publish_metrics import PublishMetrics
+from runtime.bus.publisher import PublisherState, TopicState
 from runtime.cli.app import COMMANDS
 from runtime.config import load_site, read_host_config
 from runtime.metrics import Metrics
+from runtime.sinks.influx import SinkState
 
 DEPLOY = PROJECT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
@@ -36,11 +44,38 @@ DASHBOARDS = {
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
 
 
+def _metrics() -> Iterator[Metric]:
+    """What the processes expose: each one's own collectors, over states made up here."""
+    rows = Metrics(load_site(PROJECT / "twin" / "scenarios" / "demo-row.toml")).registry
+    BusMetrics(rows).watch(lambda: {"windrow.gpus": 0})
+    yield from rows.collect()
+    topic = TopicState(topic="t", sent=0, waiting=0, spooled=0, spooled_bytes=0, lost={"aged": 1}, losing=())
+    state = PublisherState(connected=True, away="", disk="", queued=0, topics=(topic,))
+    yield from PublishMetrics(lambda: state).collect()
+    actuation = ActuationMetrics()
+    reader = SimpleNamespace(away="", skipped=0)
+    orders = SimpleNamespace(dead={"t": 1})
+    agents = {"h": SimpleNamespace(kept=None)}
+    actuation.ask = lambda: _counted(
+        cast(Any, SimpleNamespace(reader=reader, orders=orders)),
+        cast(Any, SimpleNamespace(agents=agents, faults={})),
+        cast(Any, SimpleNamespace(holds={"h": None})),
+    )
+    yield from actuation.registry.collect()
+    sink = SimpleNamespace(state=SinkState())
+    series = SimpleNamespace(sink=sink, lines=SimpleNamespace(strangers=0, undatable=0))
+    yield from _of_influx(cast(Any, series))
+    keeper = SimpleNamespace(unreadable=0)
+    part = SimpleNamespace(
+        name="p", lag=lambda ends: 0, reader=reader, kept=0, keeper=keeper, faults=0, trouble=""
+    )
+    yield from ArchiveMetrics(cast(Any, SimpleNamespace(parts=[part], ends={}))).collect()
+
+
 def exposed() -> dict[str, set[str]]:
     """The series that the processes expose → their labels, as far as the metric says them."""
-    registry = Metrics(load_site(PROJECT / "twin" / "scenarios" / "demo-row.toml")).registry
     series: dict[str, set[str]] = {"up": {"job", "instance"}}
-    for metric in registry.collect():
+    for metric in _metrics():
         labels = {label for sample in metric.samples for label in sample.labels}
         for suffix in _SUFFIXES.get(metric.type, ("",)):
             series[metric.name + suffix] = labels
@@ -119,7 +154,7 @@ def test_services_and_units_run_commands_that_exist() -> None:
     assert {"collect", "control", "actuate", "archive"} <= commands
 
 
-@pytest.mark.parametrize("path", sorted(DEPLOY.glob("config/*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((DEPLOY / "config").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_shipped_configurations_are_read(path: Path, tmp_path: Path) -> None:
     config = read_host_config(path)
     assert config.kafka is not None

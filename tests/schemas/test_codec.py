@@ -87,6 +87,11 @@ def test_unknown_stays_apart_from_zero_in_a_frame() -> None:
         (b'{"type":"Tick","at":1,"source":"\\ud800","subject":"x"}', "surrogate"),
         (b'{"type":"Tick","at":NaN,"source":"s","subject":"x"}', "malformed"),
         (
+            b'{"type":"Tick","at":9300000000000000000000,"source":"s","subject":"x"}',
+            "`at` must be in milliseconds",
+        ),
+        (b'{"type":"Tick","at":-1,"source":"s","subject":"x"}', "`at` must be in milliseconds"),
+        (
             encode(LOCK).replace(b"safe_share", b"let_go"),
             "Invalid enum value 'let_go' - at `$.lease.on_expiry`",
         ),

@@ -11,6 +11,7 @@ from schemas.topics import TYPES
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)  # surrogates are no UTF-8
 _INTEGERS = st.integers(-(2**63), 2**63 - 1)
+_INSTANTS = st.integers(0, 253_402_300_799_999)  # to the end of the year 9999
 _FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -27,9 +28,13 @@ def message(kind: type[Event]) -> st.SearchStrategy[Event]:
 def _structs(info: Any, without: tuple[str, ...] = ()) -> st.SearchStrategy[Any]:
     fields = [field for field in info.fields if field.name not in without]
     return st.fixed_dictionaries(
-        {field.name: _values(field.type) for field in fields if field.required},
-        optional={field.name: _values(field.type) for field in fields if not field.required},
+        {field.name: _of(field) for field in fields if field.required},
+        optional={field.name: _of(field) for field in fields if not field.required},
     ).map(lambda values: info.cls(**values))
+
+
+def _of(field: mi.Field) -> st.SearchStrategy[Any]:
+    return _INSTANTS if field.name == "at" else _values(field.type)
 
 
 def _values(info: mi.Type) -> st.SearchStrategy[Any]:
