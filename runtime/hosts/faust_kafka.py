@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from runtime.bus.settings import KafkaConfig
 from runtime.clock import Clock
 from runtime.config import Setup
 from runtime.hosts.faust_transport import Fetch, FetchConsumer, FetchSchema, fetching
-from runtime.hosts.partition import TOPICS, Done, Partition
+from runtime.hosts.partition import TOPICS, Done, Partition, Unplaced
 from runtime.hosts.recall import SNAPSHOTS, newest_snapshots, words_of
 from runtime.hosts.row_log import TICKS, RowLog, Snapshot
 from runtime.hosts.site_fold import LOOK_BACK as SITE_LOOK_BACK
@@ -170,8 +169,7 @@ class FaustHost:
         buried: Callable[[Iterable[DeadLetter]], None],
         rows: Callable[[Iterable[str]], None],
     ) -> None:
-        self.strangers: Counter[str] = Counter()
-        """Messages of no row of the site, by type."""
+        self.unplaced = Unplaced(row.path for row in setup.site.rows)
         self._setup = setup
         self._kafka = kafka
         self._app = app
@@ -216,6 +214,11 @@ class FaustHost:
             for partition in self._partitions.copy().values()
             for row, error in partition.failed.copy().items()
         ]
+        trouble += [
+            f"{topic}: {count} messages lie where their row does not: their sender does not partition by "
+            "murmur2, as Kafka's own clients do"
+            for topic, count in self.unplaced.misplaced.copy().items()
+        ]
         if self._silent:
             trouble.append(f"Kafka has sent nothing for {self._clock.monotonic() - self._heard_at:.0f} s")
         return "; ".join(trouble)
@@ -253,7 +256,7 @@ class FaustHost:
                 for topic in TOPICS
             }
             logs = [await self._restored(path, snapshots.get(path), bounds) for path in rows[number]]
-            partition = Partition(number, {log.loop.row.path: log for log, _ in logs}, self.strangers)
+            partition = Partition(number, {log.loop.row.path: log for log, _ in logs}, self.unplaced)
             for topic, (begin, end, _) in bounds.items():
                 tp = TP(self._kafka.topic(topic), number)
                 at = min((upto[topic] for _, upto in logs), default=consumer.committed(tp, begin))
@@ -467,8 +470,10 @@ class FaustHost:
 
     def _send_soon(self, topic: str, key: str, value: bytes) -> None:
         async def send() -> None:
-            with contextlib.suppress(Unsent):  # counted
-                await self._send(topic, key, value)
+            try:
+                await (await self._send(topic, key, value))
+            except Unsent as error:
+                _LOG.warning("not sent: %s", error)
 
         task = asyncio.create_task(send())
         self._sending.add(task)

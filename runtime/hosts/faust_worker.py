@@ -56,7 +56,7 @@ def serve(
         buried=metrics.buried,
         rows=signs.rows,
     )
-    metrics.watch(lambda: (), host.strangers)
+    metrics.watch(lambda: (), host.unplaced.strangers)
     metrics.configured(site=setup.site.name, policy=setup.policy.variant, worker=worker)
     health.ask(lambda: host.trouble)
     with contextlib.ExitStack() as stack:

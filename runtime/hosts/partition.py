@@ -60,6 +60,24 @@ class Done(NamedTuple):
     beat: Beat
 
 
+class Unplaced:
+    """Messages of no row of the partition that they lie on. `strangers`, by type, are of no row of the site
+    at all; `misplaced`, by topic, of a row that lies elsewhere: their sender does not partition as Kafka's
+    own clients do."""
+
+    def __init__(self, rows: Iterable[str]) -> None:
+        self.strangers: Counter[str] = Counter()
+        self.misplaced: Counter[str] = Counter()
+        self._rows = frozenset(row.encode() for row in rows)
+
+    def count(self, event: Event, key: bytes, topic: str) -> None:
+        """Such a message was read."""
+        if key in self._rows:
+            self.misplaced[topic] += 1
+        else:
+            self.strangers[type(event).__name__] += 1
+
+
 class Partition:
     """The rows of one partition, and how far each topic was read.
 
@@ -69,10 +87,10 @@ class Partition:
     others'.
     """
 
-    def __init__(self, number: int, rows: Mapping[str, RowLog], strangers: Counter[str]) -> None:
+    def __init__(self, number: int, rows: Mapping[str, RowLog], unplaced: Unplaced) -> None:
         self.number = number
         self.rows = dict(rows)
-        self.strangers = strangers
+        self.unplaced = unplaced
         self.failed: dict[str, Exception] = {}
         self._by_key = {path.encode(): log for path, log in rows.items()}
         self._read: dict[str, int] = {}
@@ -97,7 +115,7 @@ class Partition:
                 continue
             log = self._by_key.get(record.key or b"")
             if log is None:
-                self.strangers[type(event).__name__] += 1
+                self.unplaced.count(event, record.key or b"", topic)
                 continue
             try:
                 done += [Done(log, beat) for beat in log.take(topic, record.offset, event)]

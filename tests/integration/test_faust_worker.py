@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from support.live_row import LiveRow, log_of, messages_of
 from support.rigs import row_text, setup_of
-from support.workers import QUICK, Worker
+from support.sites import PROJECT
+from support.workers import Worker
 
+from collectors.recording import read_recording
 from runtime.bus.provision import ensure
 from runtime.bus.settings import KafkaConfig
+from runtime.bus_replay import publish
+from runtime.clock import SystemClock
 from runtime.control_loop import ControlLoop
-from runtime.hosts.row_log import TICKS, RowLog
+from runtime.hosts.replay import is_input
+from runtime.hosts.row_log import INPUTS, TICKS, RowLog
+from runtime.hosts.snapshot import Mark, freeze
 from runtime.row_loop import Beat, RowLoop
 from schemas import codec
 from schemas.decisions import Decision
-from schemas.envelope import Event, Tick
-from schemas.samples import PowerRollup, SitePower
-from schemas.topics import BY_TYPE, topic_of
+from schemas.envelope import DeadLetter, Tick
+from schemas.samples import GpuFrame, PowerRollup, SitePower
 
 pytestmark = [pytest.mark.counterpart, pytest.mark.timeout(180)]
 
 SITE = row_text(2, budget_w=9_000.0)
 SETUP = setup_of(SITE)
 ROW = SETUP.site.rows[0]
+OWNED = 'windrow_row_owned{row="lab1/row-a"} 1.0'
 SAID = (
     "windrow.rollups",
     "windrow.forecasts",
@@ -35,6 +44,24 @@ SAID = (
     "windrow.decisions",
     "windrow.commands",
 )
+
+
+class Start(Protocol):
+    def __call__(self, name: str, site: str = SITE, policy: str = "") -> Worker: ...
+
+
+@pytest.fixture
+def start(kafka: KafkaConfig, tmp_path: Path) -> Iterator[Start]:
+    """Starts workers by name; those that still run are killed at the end."""
+    made: list[Worker] = []
+
+    def worker(name: str, site: str = SITE, policy: str = "") -> Worker:
+        made.append(Worker(tmp_path / name, kafka, site, policy=policy))
+        return made[-1]
+
+    yield worker
+    for each in made:
+        each.kill()
 
 
 def until(true: Callable[[], bool], within_s: float, what: str) -> float:
@@ -47,8 +74,8 @@ def until(true: Callable[[], bool], within_s: float, what: str) -> float:
 
 
 def ticks_of(kafka: KafkaConfig) -> list[Tick]:
-    ticks = [codec.decode(received.value) for received in messages_of(kafka, TICKS, ROW.path)]
-    return [tick for tick in ticks if isinstance(tick, Tick)]
+    lines = messages_of(kafka, TICKS, ROW.path)
+    return [codec.decode(each.value) for each in lines if each.value.startswith(b'{"type":"Tick"')]  # type: ignore[misc]
 
 
 def redone(kafka: KafkaConfig) -> list[Beat]:
@@ -76,10 +103,10 @@ def said_on(kafka: KafkaConfig) -> dict[str, bytes]:
 
 
 def test_what_a_worker_says_live_is_what_its_log_and_the_embedded_loop_say(
-    kafka: KafkaConfig, tmp_path: Path
+    kafka: KafkaConfig, start: Start
 ) -> None:
     ensure(kafka)
-    worker = Worker(tmp_path / "w1", kafka, SITE)
+    worker = start("w1")
     with LiveRow(kafka, SETUP):
         worker.await_line("is beaten here under epoch 1", 30)
         until(lambda: len(ticks_of(kafka)) >= 6, 30, "six beats")
@@ -97,16 +124,16 @@ def test_what_a_worker_says_live_is_what_its_log_and_the_embedded_loop_say(
 
 
 def test_a_worker_that_is_killed_goes_on_without_a_gap_or_a_second_voice(
-    kafka: KafkaConfig, tmp_path: Path
+    kafka: KafkaConfig, start: Start
 ) -> None:
     ensure(kafka)
-    first = Worker(tmp_path / "w1", kafka, SITE)
+    first = start("w1")
     with LiveRow(kafka, SETUP):
         first.await_line("is beaten here under epoch 1", 30)
         until(lambda: len(ticks_of(kafka)) >= 4, 30, "four beats")
         first.kill()
         killed_at = time.monotonic()
-        second = Worker(tmp_path / "w2", kafka, SITE)
+        second = start("w2")
         second.await_line("is beaten here under epoch 2", 30)
         print(f"taken up {time.monotonic() - killed_at:.1f} s after the kill")
         until(lambda: sum(tick.epoch == 2 for tick in ticks_of(kafka)) >= 4, 30, "four beats more")
@@ -126,19 +153,14 @@ def test_a_worker_that_is_killed_goes_on_without_a_gap_or_a_second_voice(
     assert all(decision.id in said for decision in decisions)
 
 
-def test_the_rows_of_a_worker_that_dies_are_taken_over(kafka: KafkaConfig, tmp_path: Path) -> None:
+def test_the_rows_of_a_worker_that_dies_are_taken_over(kafka: KafkaConfig, start: Start) -> None:
     ensure(kafka)
-    workers = {name: Worker(tmp_path / name, kafka, SITE) for name in ("w1", "w2")}
+    workers = {name: start(name) for name in ("w1", "w2")}
     with LiveRow(kafka, SETUP):
 
         def owner() -> str:
-            ticks = ticks_of(kafka)
-            owned = [
-                name
-                for name, worker in workers.items()
-                if 'windrow_row_owned{row="lab1/row-a"} 1.0' in worker.get("/metrics")[1]
-            ]
-            return owned[0] if ticks and len(owned) == 1 and ticks[-1].at > time.time() * 1000 - 3_000 else ""
+            owned = [name for name, worker in workers.items() if OWNED in worker.get("/metrics")[1]]
+            return owned[0] if len(owned) == 1 else ""
 
         for worker in workers.values():
             worker.await_line("partitions, rows:", 30)
@@ -156,3 +178,85 @@ def test_the_rows_of_a_worker_that_dies_are_taken_over(kafka: KafkaConfig, tmp_p
     workers[left].stop()
     beats = redone(kafka)
     assert said_on(kafka) == said_by(beats)
+
+
+def test_poison_stops_nothing_is_kept_whole_and_counted(kafka: KafkaConfig, start: Start) -> None:
+    ensure(kafka)
+    poison = {
+        topic: [
+            b"",
+            b"\xff\x00",
+            b'{"type":"Gpu',
+            b"[" * 50_000,
+            codec.encode(Tick(at=1, source="x", subject="y")),
+        ]
+        for topic in ("windrow.gpus", "windrow.outcomes")
+    } | {"windrow.summaries": [b"{}"]}
+    worker = start("w1")
+    with LiveRow(kafka, SETUP) as live:
+        worker.await_line("is beaten here", 30)
+        for topic, payloads in poison.items():
+            for payload in payloads:
+                live.put(topic, SETUP.site.name.encode() if "summ" in topic else ROW.path.encode(), payload)
+        live.put("windrow.gpus", b"ams9/row-x", codec.encode(strange_frame()))
+        live.put("windrow.ticks", ROW.path.encode(), b"no tick")
+        before = len(ticks_of(kafka))
+        until(lambda: len(ticks_of(kafka)) >= before + 3, 30, "three beats after the poison")
+        page = worker.get("/metrics")[1]
+        site = [codec.decode(each.value) for each in messages_of(kafka, "windrow.sites", SETUP.site.name)]
+    worker.stop()
+    assert worker.ended_with == 0, worker.said()
+    letters = [
+        codec.decode(received.value)
+        for key in (ROW.path, SETUP.site.name)
+        for received in messages_of(kafka, "windrow.dead-letters", key)
+    ]
+    buried = Counter((each.topic, each.payload) for each in letters if isinstance(each, DeadLetter))
+    expected = Counter((topic, payload) for topic, payloads in poison.items() for payload in payloads)
+    assert buried == expected + Counter([("windrow.ticks", b"no tick")])
+    assert 'windrow_strangers_total{type="GpuFrame"} 1.0' in page
+    assert 'windrow_dead_letters_total{reason="malformed",topic="windrow.outcomes"}' in page
+    assert "Traceback" not in worker.said()
+    powers = [event for event in site if isinstance(event, SitePower)]
+    assert any(power.rows_total == 1 and not power.silent for power in powers)
+
+
+def strange_frame() -> GpuFrame:
+    return GpuFrame(at=1, source="c", subject="ams9/row-x/r01/h01", gpus=("GPU-0",), power_w=((300.0,),))
+
+
+def test_a_worker_says_again_what_a_recording_holds(kafka: KafkaConfig, start: Start) -> None:
+    recording = read_recording(PROJECT / "twin/scenarios/small-row.jsonl.gz")
+    setup = setup_of(recording.header.site, policy_text=recording.header.policy)
+    row = setup.site.rows[0].path
+    loop = RowLoop(setup.site.rows[0], setup.policy, epoch=recording.header.epoch)
+    begun = freeze(loop.initial(), loop, Mark(upto=dict.fromkeys((*INPUTS, TICKS), 0)))
+    publish(
+        kafka, recording.events, epoch=recording.header.epoch, clock=SystemClock(), snapshots={row: begun}
+    )
+    worker = start("w1", setup.site_text, setup.policy_text)
+    worker.await_line("is beaten here", 60)
+    worker.stop()
+    assert worker.ended_with == 0, worker.said()
+    assert "begins anew" not in worker.said()
+    # What the last recorded beat said, it says again: its state is that of the host which was recorded.
+    outputs = [event for event in recording.events if not is_input(event) and not isinstance(event, Tick)]
+    last = [event for event in outputs if event.at == outputs[-1].at]
+    assert {type(event) for event in last} >= {PowerRollup, Decision}
+    said = {
+        each.value
+        for topic in SAID
+        for each in messages_of(kafka, topic, row)
+        if codec.decode(each.value).at == outputs[-1].at
+    }
+    assert said == {codec.encode(event) for event in last}
+
+
+def test_a_worker_refuses_in_words_what_it_cannot_run_on(kafka: KafkaConfig, start: Start) -> None:
+    admin = AdminClient({"bootstrap.servers": ",".join(kafka.servers)})
+    name = kafka.topic("windrow.gpus")
+    admin.create_topics([NewTopic(name, 5, 1)])[name].result(20)
+    worker = start("w1")
+    assert worker.wait(60) == 2
+    assert f"{name}: partitions is 5 and should be 32" in worker.said()
+    assert "Traceback" not in worker.said()

@@ -38,7 +38,9 @@ class LiveRow:
         self._plant = plant_of(setup, seed=4, start=self._clock.now(), load=DEMO.later(from_minute * 60.0))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-row", daemon=True)
-        self.producer = Producer({"bootstrap.servers": ",".join(kafka.servers), "linger.ms": 2})
+        self.producer = Producer(
+            {"bootstrap.servers": ",".join(kafka.servers), "linger.ms": 2, "log_level": 0}
+        )
 
     def __enter__(self) -> LiveRow:
         self._thread.start()
