@@ -114,6 +114,7 @@ class Actuation:
     ) -> None:
         self.orders = Orders(hosts)
         self.reader = reader
+        self.faults = 0
         self.turned: Callable[[], None] = lambda: None
         """Called at each turn: a sign of life."""
         self._publisher = publisher
@@ -124,10 +125,15 @@ class Actuation:
         self._lock = threading.Lock()
 
     def run(self, timer: LeaseTimer, stop: Callable[[], bool]) -> None:
-        """Turn until `stop` says so."""
+        """Turn until `stop` says so. A mistake of ours is said and counted: what it kept from a host is
+        asked again by whoever wants it so."""
         agents = TimedAgents(timer, self._oversubscribed)
         while not stop():
-            self.turn(self.reader.poll(_WAIT_S, _MOST), timer, agents)
+            try:
+                self.turn(self.reader.poll(_WAIT_S, _MOST), timer, agents)
+            except Exception:
+                self.faults += 1
+                _LOG.exception("orders could not be handed on")
             self.turned()
 
     def turn(self, received: Sequence[Received], timer: LeaseTimer, agents: TimedAgents) -> None:
@@ -277,6 +283,7 @@ def _signs(
     health.ask(lambda: publisher.state().trouble)
     health.ask(lambda: "; ".join(f"{path}: its agent raised {n} times" for path, n in timer.faults.items()))
     health.ask(reflexes.trouble)
+    health.ask(lambda: f"orders could not be handed on {actuation.faults} times" if actuation.faults else "")
 
 
 def _counted(actuation: Actuation, timer: LeaseTimer, reflexes: Reflexes) -> Iterator[Metric]:
@@ -289,8 +296,9 @@ def _counted(actuation: Actuation, timer: LeaseTimer, reflexes: Reflexes) -> Ite
     for topic, count in dict(actuation.orders.dead).items():
         dead.add_metric([topic], count)
     faults = CounterMetricFamily(
-        "windrow_actuator_faults", "Times that a host's agent raised.", labels=["host"]
+        "windrow_actuator_faults", "Mistakes of ours, by host; without one: in reading.", labels=["host"]
     )
+    faults.add_metric([""], actuation.faults)
     held = GaugeMetricFamily(
         "windrow_actuator_reflex_held", "1 while a host's own reflex holds it.", labels=["host"]
     )

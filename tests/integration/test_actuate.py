@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.actuated import ROW, Actuated
+from support.actuated import ROW, USED, Actuated
 from support.kafka_broker import Node
 from support.machines import HOST, SAFE_MHZ, UNCAPPED_MHZ, eventually
 
@@ -22,7 +22,7 @@ from schemas.emergencies import Emergency
 from schemas.envelope import Tick
 from schemas.instants import SECOND
 from schemas.operators import ReleaseAll, Resume
-from schemas.outcomes import Accepted, Lapsed, Refused, Verified
+from schemas.outcomes import Accepted, Lapsed, Refused, Renewed, Verified
 
 pytestmark = [pytest.mark.counterpart, pytest.mark.usefixtures("nvml_library")]
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.counterpart, pytest.mark.usefixtures("nvml_library")]
 @pytest.fixture
 def host(tmp_path: Path, kafka: KafkaConfig) -> Iterator[Actuated]:
     """A machine that is set over Kafka; its topics are there, its process is not started."""
-    ensure(kafka)
+    ensure(kafka, USED)
     with Actuated(tmp_path, kafka) as made:
         yield made
 
@@ -54,6 +54,11 @@ def test_a_command_over_kafka_is_written_read_back_and_told(host: Actuated) -> N
     cap = controller.lock(1500)
     verified = host.verified(cap)
     assert host.machine.locks == [1500, 1500]
+    writes = len(host.machine.state.writes())
+    controller.say(cap, cap)  # as after a retry
+    renewal = controller.lock(1500, ttl=80 * SECOND)
+    host.await_outcome(renewal, Renewed)
+    assert len(host.machine.state.writes()) == writes
     assert verified.observed == 1500
     assert verified.subject == HOST
     kinds = [type(o).__name__ for o in host.outcomes() if o.command == cap.id]
@@ -64,7 +69,7 @@ def test_a_command_over_kafka_is_written_read_back_and_told(host: Actuated) -> N
     assert 'windrow_publish_sent_messages_total{topic="windrow.outcomes"}' in metrics
     assert host.stop() == 0
     assert host.machine.at_safe_share, "nobody would be there to end the lease"
-    (lapsed,) = [o for o in host.outcomes(Lapsed) if o.command == cap.id]
+    (lapsed,) = [o for o in host.outcomes(Lapsed) if o.command == renewal.id]
     assert lapsed.detail.startswith("the agent stands down; safe share read back")
 
 
@@ -211,11 +216,12 @@ def emergencies(host: Actuated) -> list[Emergency]:
     return [event for event in host.heard() if isinstance(event, Emergency)]
 
 
+@pytest.mark.slow
 def test_without_kafka_leases_end_and_reflexes_hold_and_what_was_said_arrives_when_it_is_back(
     broker: Node, tmp_path: Path
 ) -> None:
     kafka = KafkaConfig(servers=(broker.address,))
-    ensure(kafka)
+    ensure(kafka, USED)
     with Actuated(tmp_path, kafka) as host:
         host.start()
         host.until_ready()
@@ -246,7 +252,7 @@ def test_a_host_that_starts_without_kafka_is_safe_and_is_commanded_when_it_comes
     broker: Node, tmp_path: Path
 ) -> None:
     kafka = KafkaConfig(servers=(broker.address,))
-    ensure(kafka)
+    ensure(kafka, USED)
     with Actuated(tmp_path, kafka) as host:
         broker.kill()
         host.start()

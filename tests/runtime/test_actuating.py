@@ -143,6 +143,20 @@ def test_a_write_that_bites_late_is_read_back_soon_after_it_does(kept: Kept) -> 
     assert time.monotonic() - began < 0.2
 
 
+def test_a_mistake_of_ours_in_one_turn_does_not_end_the_next(kept: Kept) -> None:
+    command = lock(1275, kept.clock.now())
+    good = Received("windrow.commands", 0, 1, ROW.encode(), codec.encode(command), 0)
+    turns = iter([["no message at all"], [good]])
+
+    class Reading:
+        def poll(self, timeout_s: float, most: int) -> object:
+            return next(turns, [])
+
+    kept.actuation.reader = Reading()  # type: ignore[assignment]
+    kept.actuation.run(kept.timer, lambda: set(kept.stand.boards.clocks) == {1275})
+    assert kept.actuation.faults == 1
+
+
 # ---- reflexes ----
 
 

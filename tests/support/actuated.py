@@ -20,9 +20,12 @@ from schemas.envelope import DeadLetter, Event
 from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Outcome, Verified
 from schemas.site_file import read_site
+from schemas.topics import BY_NAME
 
 ROW = "lab/row-a"
 SAID = ("windrow.outcomes", "windrow.emergencies", "windrow.dead-letters")
+USED = [BY_NAME[name] for name in ("windrow.commands", "windrow.operators", *SAID)]
+"""The topics of an actuator: a broker that was killed looks at all that it has before it serves again."""
 
 
 class Controller:
