@@ -74,6 +74,9 @@ class ActuationMetrics(MetricSource):
         self.outcomes = Counter(
             "windrow_actuator_outcomes", "Outcomes said here.", ("type",), registry=self.registry
         )
+        self.faults = Counter(
+            "windrow_actuator_turn_faults", "Turns that a mistake of ours ended.", registry=self.registry
+        )
         self.accepted_s = Histogram(
             "windrow_actuator_accepted_seconds",
             "From a command's receipt to its first write.",
@@ -133,6 +136,7 @@ class Actuation:
                 self.turn(self.reader.poll(_WAIT_S, _MOST), timer, agents)
             except Exception:
                 self.faults += 1
+                self._metrics.faults.inc()
                 _LOG.exception("orders could not be handed on")
             self.turned()
 
@@ -296,9 +300,8 @@ def _counted(actuation: Actuation, timer: LeaseTimer, reflexes: Reflexes) -> Ite
     for topic, count in dict(actuation.orders.dead).items():
         dead.add_metric([topic], count)
     faults = CounterMetricFamily(
-        "windrow_actuator_faults", "Mistakes of ours, by host; without one: in reading.", labels=["host"]
+        "windrow_actuator_faults", "Times that a host's agent raised.", labels=["host"]
     )
-    faults.add_metric([""], actuation.faults)
     held = GaugeMetricFamily(
         "windrow_actuator_reflex_held", "1 while a host's own reflex holds it.", labels=["host"]
     )

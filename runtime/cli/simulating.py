@@ -48,7 +48,9 @@ def twin(
     hours
         Stop after so long.
     """
-    logging.getLogger("collectors.gpu_nvml").setLevel(logging.WARNING)  # what each of its boards does not offer
+    logging.getLogger("collectors.gpu_nvml").setLevel(
+        logging.WARNING
+    )  # what a simulated board lacks is no news
     chosen = read_host_config(config)
     kafka = chosen.bus()
     kafka.for_kafka_python()  # says now what of it cannot be used
