@@ -27,7 +27,10 @@ def main(names: list[str]) -> int:
     for fault in FAULTS:
         if names and fault.name not in names:
             continue
-        with tempfile.TemporaryDirectory(prefix="windrow-fault-") as folder, running(Path(folder)) as rig:
+        with (
+            tempfile.TemporaryDirectory(prefix="windrow-fault-") as folder,
+            running(Path(folder), nodes=fault.nodes) as rig,
+        ):
             rig.look(CALM_S)
             results.append(tried(rig, fault, fault.full_s, load_s=LOAD_S))
         print(msgspec.json.encode(results[-1]).decode(), flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from faults.rig import Part, Rig
+from faults.series import unarchived
 
 from schemas.codec import encode
 from schemas.instants import SECOND
@@ -30,6 +31,12 @@ class Fault(NamedTuple):
     strike: Callable[[Rig, float], None]
     short_s: float = 0.0
     full_s: float = 0.0
+    nodes: int = 1
+    """Brokers of the site."""
+    prepare: Callable[[Rig], None] | None = None
+    """What the site needs before, which is not part of the fault."""
+    also_wrong: Callable[[Rig], Iterable[str]] = lambda _: ()
+    """What else must not be afterwards, in words."""
 
     @property
     def what(self) -> str:
@@ -93,6 +100,13 @@ def broker_away(rig: Rig, length_s: float) -> None:
     rig.cluster.start()
 
 
+def one_broker_killed(rig: Rig, length_s: float) -> None:
+    """SIGKILL of one broker of three, each with a copy of everything; it comes back later."""
+    rig.cluster.nodes[0].kill()
+    rig.look(length_s)
+    rig.cluster.nodes[0].start()
+
+
 def broker_hangs(rig: Rig, length_s: float) -> None:
     """The only broker keeps its connections and answers nothing (SIGSTOP)."""
     for node in rig.cluster.nodes:
@@ -145,6 +159,43 @@ def snapshots_lost(rig: Rig, _: float) -> None:
     worker_killed(rig, 0.0)
 
 
+def small_disks(rig: Rig) -> None:
+    """Put what a host's two processes keep on disks of their own."""
+    rig.host(next(iter(rig.boards.states)), "collect", "actuate", disk_bytes=1 << 20)
+    since = rig.now()
+    assert rig.until(lambda: rig.lives(since), 90.0), "the host did not come back with a disk of its own"
+
+
+def disk_full(rig: Rig, length_s: float) -> None:
+    """The disk with the spools and the state of a host's collector and actuator is full, and the only broker
+    is killed and stays away, so that they would spool."""
+    south = [name for name in rig.parts if name.endswith("south-r01-h01")]
+    fillers = [rig.fill(name) for name in south]
+    broker_away(rig, length_s)
+    for filler in fillers:
+        filler.unlink()
+
+
+def influx_started(rig: Rig) -> None:
+    """Have the site archived."""
+    rig.archive()
+    rig.look(5.0)
+
+
+def influx_hangs(rig: Rig, length_s: float) -> None:
+    """InfluxDB keeps its connections and answers nothing (SIGSTOP); everything must be in it afterwards."""
+    assert rig.series is not None
+    rig.series.pause()
+    rig.look(length_s)
+    rig.series.resume()
+
+
+def influx_lacks(rig: Rig) -> Iterable[str]:
+    """What the archive did not bring to InfluxDB."""
+    assert rig.series is not None
+    return unarchived(rig, rig.series)
+
+
 FAULTS = (
     Fault("worker killed", worker_killed),
     Fault("every worker killed", all_workers_killed),
@@ -155,6 +206,16 @@ FAULTS = (
     Fault("broker restarted", broker_restarted),
     Fault("broker away", broker_away, short_s=5, full_s=60),
     Fault("broker hangs", broker_hangs, short_s=5, full_s=30),
+    Fault("one broker of three killed", one_broker_killed, full_s=30, nodes=3),
+    Fault("disk full", disk_full, short_s=5, full_s=60, prepare=small_disks),
+    Fault(
+        "InfluxDB hangs",
+        influx_hangs,
+        short_s=8,
+        full_s=60,
+        prepare=influx_started,
+        also_wrong=influx_lacks,
+    ),
     Fault("out of order", out_of_order, short_s=4, full_s=60),
     Fault("snapshots lost", snapshots_lost),
 )

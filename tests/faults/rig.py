@@ -8,16 +8,21 @@ the twin simulates a row whole (`windrow twin`): the load.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from confluent_kafka import Producer
 from faults.boards import Boards
 from faults.judge import beats, signs
 from faults.witness import Said, Witness
+from support.cached import Unavailable
+from support.influx_server import ORG, InfluxServer
 from support.kafka_broker import Cluster
 from support.processes import Server, free_ports
 
@@ -97,6 +102,7 @@ class Rig:
         self.shares = safe_shares(self.site)
         self.parts: dict[str, Part] = {}
         self.influx: InfluxConfig | None = None
+        self.series: InfluxServer | None = None
         self.boards = Boards(self.site, self.site.rows[_SIMULATED:], folder / "boards")
         self.injected: set[tuple[str, int, int]] = set()
         self.now = SystemClock().now
@@ -116,19 +122,28 @@ class Rig:
         assert self.parts.pop("topics")._server.wait(60) == 0
         self._witness = Witness(self.kafka)
         self._stack.callback(self._witness.close)
-        self._witness.await_groups()
+        assert self._witness.await_groups(), "the broker does not coordinate groups"
         self.part("twin", "twin", "--rows", str(_SIMULATED), "--speed", str(_TWIN_SPEED))
         for host in self.boards.states:
-            self.host(host)
+            self.host(host, "collect", "actuate")
         for number in range(1, workers + 1):
             self.worker(number)
 
-    def host(self, host: str) -> None:
-        """The two processes of a host: one reads its boards, the other sets them."""
-        name, boards = host.rpartition("fault1/")[2].replace("/", "-"), self.boards.environment(host)
-        gpus = f'kind = "gpu_nvml"\nhost = "{host}"\n'
-        self.part(f"collect-{name}", "collect", also=f"[[collectors]]\n{gpus}", environment=boards)
-        self.part(f"actuate-{name}", "actuate", also=f"[[actuators]]\n{gpus}", environment=boards)
+    def host(self, host: str, *does: Literal["collect", "actuate"], disk_bytes: int = 0) -> None:
+        """Processes of a host: one reads its boards, the other sets them. Those that run are replaced. With
+        `disk_bytes` their state is on an empty disk of that size, which is gone with them."""
+        for command in does:
+            name = f"{command}-{host.partition('/')[2].replace('/', '-')}"
+            if name in self.parts:
+                self.parts[name].stop()
+            table = {"collect": "collectors", "actuate": "actuators"}[command]
+            self.part(
+                name,
+                command,
+                also=f'[[{table}]]\nkind = "gpu_nvml"\nhost = "{host}"\n',
+                environment=self.boards.environment(host),
+                wrap=small_disk(self.folder / name / "state", disk_bytes) if disk_bytes else (),
+            )
 
     def worker(self, number: int) -> Part:
         """One more controller."""
@@ -196,6 +211,24 @@ bucket = "{self.influx.bucket}"
             self.look(0.2)
         return True
 
+    def archive(self) -> None:
+        """Start an InfluxDB (`series`) and the archive that feeds it."""
+        self.series = series = InfluxServer(self.folder / "influx")
+        self._stack.callback(series.kill)
+        series.start()
+        self.influx = InfluxConfig(url=series.url, org=ORG, bucket="windrow")
+        self.part("archive", "archive", environment={self.influx.token_env: series.token})
+
+    def fill(self, name: str) -> Path:
+        """Fill the disk of a part that has one of its own, to the last byte; the file to delete for room."""
+        filler = Path(f"/proc/{self.parts[name].pid}/root") / (
+            self.folder / name / "state/filler"
+        ).relative_to("/")
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(512))
+        return filler
+
     def lives(self, since: Instant) -> bool:
         """Whether every row was beaten and every host's device seen to obey, after `since`."""
         said = self.heard(since + 1)
@@ -228,6 +261,20 @@ bucket = "{self.influx.bucket}"
     def end(self) -> None:
         """End everything, in the reverse order of its start."""
         self._stack.close()
+
+
+def small_disk(folder: Path, size_bytes: int) -> list[str]:
+    """What comes before a command to run it with `folder` on a disk of its own. Raises Unavailable where
+    this user may not mount one."""
+    apart = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    mounted = f'mount -t tmpfs -o size={size_bytes} none "$0" && exec "$@"'
+    wrap = [*apart, "sh", "-c", mounted, str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.which("unshare") is None or subprocess.run([*wrap, "true"], check=False).returncode:
+        raise Unavailable(
+            "no small disk can be mounted here: that needs Linux with unshare and mount, as root"
+        )
+    return wrap
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def tried(rig: Rig, fault: Fault, length_s: float, *, load_s: float) -> Result:
     """Strike, wait until the site is itself again and `load_s` longer, and judge from the strike on."""
+    if fault.prepare is not None:
+        fault.prepare(rig)
     before = {name: part.restarts for name, part in rig.parts.items()}
     struck = rig.now()
     fault.strike(rig, length_s)
@@ -76,7 +78,7 @@ def tried(rig: Rig, fault: Fault, length_s: float, *, load_s: float) -> Result:
         commands=len({each.event.id for each in rig.heard(struck) if isinstance(each.event, Command)}),
         asked_again=found.asked_again,
         lost=found.lost,
-        wrong=found.wrong,
+        wrong=(*found.wrong, *fault.also_wrong(rig)),
         peak_ratio=max(rig.boards.peak_ratio(struck), meters.peak_ratio),
         breakers=tuple(sorted(rig.boards.opened | meters.opened)),
         restarts={

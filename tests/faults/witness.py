@@ -77,7 +77,8 @@ class Witness:
     def catch_up(self, within_s: float = 20.0) -> bool:
         """Read up to where each partition ends now; whether that was reached in time."""
         self.look(0.0)
-        asked = dict.fromkeys(self._places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        newest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = dict.fromkeys(self._places, newest)
         admin = AdminClient(self._client)
         told = admin.list_offsets(asked).items()
         ends = {(place.topic, place.partition): end.result(within_s).offset for place, end in told}
@@ -90,11 +91,17 @@ class Witness:
 
         return self.until(there, within_s)
 
-    def await_groups(self, within_s: float = 60.0) -> None:
-        """Wait until the brokers coordinate groups: on a new cluster the first who asks waits for long.
-        Raises KafkaException when they do not."""
-        self.look(0.0)
-        self._consumer.committed(self._places[:1], timeout=within_s)
+    def await_groups(self, within_s: float = 60.0) -> bool:
+        """Wait until the brokers coordinate groups: on a new cluster that takes seconds. Whether they do."""
+
+        def coordinated() -> bool:
+            try:
+                self._consumer.committed(self._places[:1], timeout=5)
+            except KafkaException:
+                return False
+            return bool(self._places)
+
+        return self.until(coordinated, within_s)
 
     def close(self) -> None:
         """Let go of the broker."""
