@@ -10,7 +10,7 @@ A row's beats are in their order; rows stand beside each other in the order in w
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from hashlib import blake2b
@@ -24,7 +24,7 @@ from runtime.bus.reader import Reader, Received
 from runtime.bus.settings import KafkaConfig
 from runtime.clock import Clock
 from runtime.config import ConfigError, Setup
-from runtime.hosts.partition import TOPICS, Done, Partition
+from runtime.hosts.partition import TOPICS, Done, Partition, Unplaced
 from runtime.hosts.recall import newest_snapshots
 from runtime.hosts.row_log import TICKS, RowLog
 from runtime.hosts.snapshot import mark_of
@@ -143,7 +143,7 @@ class BusRecorder:
         self.away = ""
         """Why nothing has been read for a while, in words."""
         self._partitions = {
-            number: Partition(number, {path: logs[path] for path in paths}, Counter())
+            number: Partition(number, {path: logs[path] for path in paths}, Unplaced(logs))
             for number, paths in _by_partition(logs).items()
         }
         for number, partition in self._partitions.items():
