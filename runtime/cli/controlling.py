@@ -47,9 +47,11 @@ def control(
     chosen = read_host_config(config)
     kafka, setup = chosen.bus(), load_host(chosen)
     _provide(kafka)
-    from runtime.hosts.faust_kafka import Pace
-    from runtime.hosts.faust_worker import serve
-
+    try:
+        from runtime.hosts.faust_kafka import Pace
+        from runtime.hosts.faust_worker import serve
+    except ImportError as error:
+        raise BusError(f"Faust is not installed here ({error.name}): pip install 'windrow[kafka]'") from None
     clock = SystemClock()
     state = StateDir.made(chosen.state_dir)
     named = worker or f"{socket.gethostname()}/{state.path.resolve().name}"

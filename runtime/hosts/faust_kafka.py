@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +28,12 @@ from faust.types import TP
 
 from runtime.bus.keys import partition_of
 from runtime.bus.metrics import BusMetrics
-from runtime.bus.settings import KafkaConfig
+from runtime.bus.settings import BusError, KafkaConfig
 from runtime.clock import Clock
 from runtime.config import Setup
 from runtime.hosts.faust_transport import Fetch, FetchConsumer, FetchSchema, fetching
 from runtime.hosts.partition import TOPICS, Done, Partition, Unplaced
-from runtime.hosts.recall import SNAPSHOTS, newest_snapshots, words_of
+from runtime.hosts.recall import SNAPSHOTS, Words, newest_snapshots, words_of
 from runtime.hosts.row_log import TICKS, RowLog, Snapshot
 from runtime.hosts.site_fold import LOOK_BACK as SITE_LOOK_BACK
 from runtime.hosts.site_fold import SUMMARIES, SiteFold
@@ -190,6 +189,7 @@ class FaustHost:
         self._speaking: dict[str, tuple[Speaker, asyncio.Task[None]]] = {}
         self._placed_at: dict[str, float] = {}
         self._owned: set[str] = set()
+        self._losses = 0
         self._lag: dict[str, int] = {}
         self._paused: set[TP] = set()
         self._sending: set[asyncio.Task[None]] = set()
@@ -230,79 +230,116 @@ class FaustHost:
         for number in {tp.partition for tp in revoked if tp.topic in self._names}:
             self._drop(number)
         self._fold.lose()
+        self._losses += 1
         self._paused -= revoked
         self._watchdog.settled(settled=False)
         self._rows(self._speaking)
 
     async def place(self, assigned: set[TP], consumer: FetchConsumer) -> Mapping[TP, int]:
         """Partitions are given: bring their rows back to where the log can be read on, and say where."""
-        began = self._clock.monotonic()
-        numbers = sorted({tp.partition for tp in assigned if tp.topic in self._names})
         for number in list(self._partitions):
             self._drop(number)
-        tps = [tp for tp in assigned if tp.topic in self._names]
-        rows = {number: [path for path in self._site_rows if _number(path) == number] for number in numbers}
-        paths = list(itertools.chain.from_iterable(rows.values()))
+        began, before = self._clock.monotonic(), self._losses
+        try:
+            placed = await self._placed(assigned, consumer)
+            since = await self._since(assigned, consumer)
+        except Exception as error:
+            _LOG.exception("rows cannot be taken up")
+            self._watchdog.fault(f"rows cannot be taken up: {error}")
+            return {}
+        if self._losses != before:  # what was given is taken away again, or will be given anew
+            return {}
+        places = dict(since)
+        for partition, reads in placed:
+            self._partitions[partition.number] = partition
+            for topic, (at, end) in reads.items():
+                places[TP(self._kafka.topic(topic), partition.number)] = at
+                self._act(partition.begin(topic, at, end))
+            for log in partition.rows.values():
+                self._start(log, partition, began)
+        if since:
+            self._fold.begin()
+        self._heard_at = self._clock.monotonic()
+        self._watchdog.settled(settled=True)
+        self._rows(self._speaking)
+        rows = ", ".join(self._speaking) or "none of the site"
+        _LOG.info("%s: %d partitions, rows: %s", self._worker, len(placed), rows)
+        self._wake.set()
+        return places
+
+    async def _placed(
+        self, assigned: set[TP], consumer: FetchConsumer
+    ) -> list[tuple[Partition, dict[str, tuple[int, int]]]]:
+        """The partitions with their rows as they are remembered and, by topic, the offset to read from and
+        the one that the log ends before. Raises BusError, or KafkaError."""
+        numbers = sorted({tp.partition for tp in assigned if tp.topic in self._names})
+        tps = [TP(topic, number) for topic in self._names for number in numbers]
+        if lacking := [tp for tp in tps if tp not in assigned]:
+            raise BusError(f"{lacking[0].topic} has no partition {lacking[0].partition}, which others have")
+        rows = [path for path in self._site_rows if _number(path) in numbers]
         begins, ends, recent, snapshots = await asyncio.gather(
             consumer.earliest_offsets(*tps),
             consumer.highwaters(*tps),
             consumer.at_time(tps, self._clock.now() - _LOOK_BACK),
-            asyncio.to_thread(newest_snapshots, self._kafka, paths) if paths else _no_snapshots(),
+            asyncio.to_thread(newest_snapshots, self._kafka, rows) if rows else _nothing(),
         )
-        places: dict[TP, int] = {}
-        for number in numbers:
-            bounds = {
-                topic: Bounds.of(TP(self._kafka.topic(topic), number), begins, ends, recent)
-                for topic in TOPICS
-            }
-            logs = [await self._restored(path, snapshots.get(path), bounds) for path in rows[number]]
-            partition = Partition(number, {log.loop.row.path: log for log, _ in logs}, self.unplaced)
-            for topic, (begin, end, _) in bounds.items():
-                tp = TP(self._kafka.topic(topic), number)
-                at = min((upto[topic] for _, upto in logs), default=consumer.committed(tp, begin))
-                places[tp] = at = min(max(begin, at), end)
-                self._act(partition.begin(topic, at, end))
-            self._partitions[number] = partition
-            for log, _ in logs:
-                self._placed_at[log.loop.row.path] = began
-                self._start(log, partition)
-        self._heard_at = self._clock.monotonic()
-        summaries = TP(self._kafka.topic(SUMMARIES), self._fold.number)
-        if summaries in assigned:
-            since = await consumer.at_time([summaries], self._clock.now() - SITE_LOOK_BACK)
-            places |= since or await consumer.highwaters(summaries)
-            self._fold.begin()
-        self._watchdog.settled(settled=True)
-        self._rows(self._speaking)
-        _LOG.info(
-            "%s: %d partitions, rows: %s", self._worker, len(numbers), ", ".join(paths) or "none of the site"
-        )
-        self._wake.set()
-        return places
 
-    async def _restored(
+        def bounds(number: int) -> dict[str, Bounds]:
+            places = {topic: TP(self._kafka.topic(topic), number) for topic in TOPICS}
+            return {topic: Bounds.of(tp, begins, ends, recent) for topic, tp in places.items()}
+
+        logs = {path: self._restored(path, snapshots.get(path), bounds(_number(path))) for path in rows}
+        cold = [path for path, (log, _) in logs.items() if log.cold]
+        words = await asyncio.to_thread(words_of, self._kafka, cold, self._clock.now()) if cold else {}
+        uptos = {
+            path: upto if path not in words else self._begun(log, words[path], bounds(_number(path)))
+            for path, (log, upto) in logs.items()
+        }
+        placed = []
+        for number in numbers:
+            here = [path for path in rows if _number(path) == number]
+            reads = {}
+            for topic, bound in bounds(number).items():
+                committed = consumer.committed(TP(self._kafka.topic(topic), number), bound.begin)
+                at = min((uptos[path].get(topic, bound.begin) for path in here), default=committed)
+                reads[topic] = min(max(bound.begin, at), bound.end), bound.end
+            placed.append((Partition(number, {path: logs[path][0] for path in here}, self.unplaced), reads))
+        return placed
+
+    async def _since(self, assigned: set[TP], consumer: FetchConsumer) -> Mapping[TP, int]:
+        """Where to read the rows' summaries from, where the site is summed here."""
+        summaries = TP(self._kafka.topic(SUMMARIES), self._fold.number)
+        if summaries not in assigned:
+            return {}
+        since = await consumer.at_time([summaries], self._clock.now() - SITE_LOOK_BACK)
+        return since or dict(await consumer.highwaters(summaries))
+
+    def _restored(
         self, path: str, snapshot: bytes | None, bounds: Mapping[str, Bounds]
     ) -> tuple[RowLog, Mapping[str, int]]:
-        """A row as its snapshot has it or, where there is none to go on from, told what outlives it; and by
-        topic, where its log is to be read on."""
+        """A row as its snapshot has it, and by topic where its log is to be read on; cold where there is
+        none to go on from."""
         log = RowLog(RowLoop(self._site_rows[path], self._setup.policy, epoch=0), worker=self._worker)
         upto = log.restore(snapshot)
         if any(upto.get(topic, 0) > bound.end for topic, bound in bounds.items()):
             _LOG.error("%s begins anew: its snapshot is of another log, longer than this one", path)
-            log = RowLog(log.loop, worker=self._worker)
-            upto = log.restore(None)
+            epoch, log = log.epoch, RowLog(log.loop, worker=self._worker)
+            log.above(epoch)
         elif log.refusal:
             _LOG.warning("%s begins anew: %s", path, log.refusal)
-        if not log.cold:
-            return log, {topic: upto.get(topic, bound.begin) for topic, bound in bounds.items()}
-        words = await asyncio.to_thread(words_of, self._kafka, path, self._clock.now())
+        return log, upto
+
+    def _begun(self, log: RowLog, words: Words, bounds: Mapping[str, Bounds]) -> Mapping[str, int]:
+        """A row that begins anew, told what outlives it; by topic, where its log is to be read from.
+
+        It does no beat of the log: what those took in may be gone. Its first takes in what came since the
+        last of them, as it does for whoever follows the log.
+        """
         log.remind(words.told)
         log.above(words.epoch)
-        # It does no beat of the log: what those took in may be gone. Its first takes in what came since the
-        # last of them, as it does for whoever follows the log.
         log.passed(TICKS, bounds[TICKS].end)
         recent = {topic: max(words.upto.get(topic, 0), bound.recent) for topic, bound in bounds.items()}
-        return log, recent | {TICKS: bounds[TICKS].end}
+        return recent | {TICKS: bounds[TICKS].end}
 
     async def _read(self, stream: Any) -> None:
         async for fetch in stream.noack():
@@ -500,8 +537,9 @@ class FaustHost:
                 await asyncio.gather(*(speaker.snapshot(self._clock.now()) for speaker in speakers))
                 await self._commit()
 
-    def _start(self, log: RowLog, partition: Partition) -> None:
+    def _start(self, log: RowLog, partition: Partition, began: float) -> None:
         path = log.loop.row.path
+        self._placed_at[path] = began
 
         def kept(row: str, snapshot: Snapshot) -> None:
             partition.keep(row, snapshot.covers)
@@ -559,7 +597,7 @@ class FaustHost:
         return consumer
 
 
-async def _no_snapshots() -> dict[str, bytes]:
+async def _nothing() -> dict[str, bytes]:
     return {}
 
 

@@ -9,12 +9,12 @@ All of it blocks, and raises BusError where the brokers do not answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from runtime.bus.keys import partition_of
-from runtime.bus.reader import Reader, Received
+from runtime.bus.reader import Reader, Received, Start
 from runtime.bus.settings import BusError, KafkaConfig
 from runtime.hosts.snapshot import SnapshotRefused, mark_of
 from runtime.ledger.standing import last_decisions, last_troubles, standing
@@ -30,7 +30,8 @@ from schemas.topics import BY_NAME, BY_TYPE
 
 SNAPSHOTS = "windrow.snapshots"
 
-_TAIL = 256  # messages of a partition that are looked at first; then 16 times as many, until they do
+_TAIL = 256  # messages of a partition that are looked at first; then 16 times as many, until they do …
+_TAIL_MOST = 1 << 16  # … or so many: a row that has said nothing for so long, has nothing to say
 _BATCH = 500  # messages
 _WAIT_S = 0.5
 _ASKED = 6  # times, 5 s each, before the brokers count as away
@@ -51,8 +52,8 @@ def newest_snapshots(kafka: KafkaConfig, rows: Collection[str]) -> dict[str, byt
     """Each row's newest snapshot, for the rows that have one: that of the highest epoch, then of the latest
     beat; a host that has lost its row may have written last."""
     newest: dict[str, tuple[tuple[int, Instant], bytes]] = {}
-    for received in _until_each(kafka, SNAPSHOTS, rows, lambda received: bool(received.value)):
-        row, payload = (received.key or b"").decode(errors="replace"), received.value or b""
+    for received in _until_each(kafka, SNAPSHOTS, rows):
+        row, payload = received.key.decode(errors="replace"), received.value
         try:
             mark = mark_of(payload)
             order = (mark.epoch, mark.at)
@@ -63,28 +64,41 @@ def newest_snapshots(kafka: KafkaConfig, rows: Collection[str]) -> dict[str, byt
     return {row: payload for row, (_, payload) in newest.items()}
 
 
-def words_of(kafka: KafkaConfig, row: str, now: Instant) -> Words:
-    """What to tell a row that begins anew."""
-    heard = _Heard()
+def words_of(kafka: KafkaConfig, rows: Collection[str], now: Instant) -> dict[str, Words]:
+    """What to tell each row that begins anew."""
+    heard = {row: _Heard() for row in rows}
+    last = {row: _Heard() for row in rows}
+
+    def sort_out(received: Iterable[Received], into: Mapping[str, _Heard]) -> None:
+        for each in received:
+            row = each.key.decode(errors="replace")
+            if row in into:
+                into[row].take(each)
+
     for kind in (Pin, Emergency):
-        heard.take(_all(kafka, BY_TYPE[kind].name, row, 0))
-    heard.take(_until_each(kafka, BY_TYPE[Decision].name, [row], lambda received: True), row)
-    raised = [event for event in heard.of_type([Emergency]) if getattr(event, "kind", "") == "failover"]
+        sort_out(_all(kafka, BY_TYPE[kind].name, rows, "earliest"), heard)
+    sort_out(_until_each(kafka, BY_TYPE[Decision].name, rows), heard)
+    raised = [
+        event.at
+        for said in heard.values()
+        for event in said.of_type([Emergency])
+        if isinstance(event, Emergency) and event.kind == "failover"
+    ]
     if raised:
-        since = raised[0].at - _EVIDENCE
-        heard.take(_all(kafka, BY_TYPE[UpsSample].name, row, Instant(since)))
-    last = _Heard()
-    for said in (Tick, LockClocks):
-        last.take(_until_each(kafka, BY_TYPE[said].name, [row], lambda received: True), row)
-    told = (
-        *standing(heard.book, now),
-        *last_troubles(heard.book, now),
-        *last_decisions(heard.book, [row], now),
-    )
+        since = Instant(min(raised) - _EVIDENCE)
+        sort_out(_all(kafka, BY_TYPE[UpsSample].name, rows, since), heard)
+    for spoken in (Tick, LockClocks):
+        sort_out(_until_each(kafka, BY_TYPE[spoken].name, rows), last)
+    return {row: _words(row, heard[row], last[row], now) for row in rows}
+
+
+def _words(row: str, heard: _Heard, last: _Heard, now: Instant) -> Words:
     ticks = [event for event in last.events if isinstance(event, Tick)]
     epochs = [tick.epoch for tick in ticks]
     epochs += [event.lease.epoch for event in last.events if isinstance(event, Command)]
     newest = max(ticks, key=lambda tick: (tick.epoch, tick.at), default=None)
+    book: Any = heard  # the part of a Book that is asked here
+    told = (*standing(book, now), *last_troubles(book, now), *last_decisions(book, [row], now))
     return Words(told, max(epochs, default=0), newest.upto if newest else {})
 
 
@@ -93,48 +107,41 @@ class _Heard:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.book: Any = self  # the part of a Book that is asked here
 
-    def take(self, received: Iterable[Received], row: str = "") -> None:
-        """Messages off the bus; what cannot be read was buried by who read it first."""
-        for each in received:
-            if row and each.key != row.encode():
-                continue
-            try:
-                self.events.append(codec.decode(each.value or b""))
-            except codec.Malformed:
-                continue
+    def take(self, received: Received) -> None:
+        """A message off the bus; one that cannot be read was buried by who read it first."""
+        with suppress(codec.Malformed):
+            self.events.append(codec.decode(received.value))
 
     def get(self, identity: str) -> Event | None:
+        """The message with this id."""
         return next((event for event in self.events if event.id == identity), None)
 
     def of_type(
         self, kinds: Iterable[type[Event]], *, until: Instant | None = None, newest_first: bool = False
     ) -> Iterator[Event]:
+        """Messages of these types by event time."""
         wanted = tuple(kinds)
         found = [e for e in self.events if isinstance(e, wanted) and (until is None or e.at <= until)]
         return iter(sorted(found, key=lambda event: event.at, reverse=newest_first))
 
 
-def _partition(topic: str, row: str) -> int:
-    return partition_of(row.encode(), BY_NAME[topic].partitions)
+def _numbers(topic: str, rows: Collection[str]) -> list[int]:
+    return sorted({partition_of(row.encode(), BY_NAME[topic].partitions) for row in rows})
 
 
-def _all(kafka: KafkaConfig, topic: str, row: str, since: Instant) -> list[Received]:
-    """A row's messages on a topic, since a time of the brokers or from the beginning."""
-    number = _partition(topic, row)
-    with closing(Reader(kafka, {topic: [number]}, start=since or "earliest")) as reader:
-        found = _to_the_end(reader, topic, [number])
-    return [received for received in found if received.key == row.encode()]
+def _all(kafka: KafkaConfig, topic: str, rows: Collection[str], start: Start) -> list[Received]:
+    """What lies on the rows' partitions of a topic, since a time of the brokers or from the beginning."""
+    numbers = _numbers(topic, rows)
+    with closing(Reader(kafka, {topic: numbers}, start=start)) as reader:
+        return _to_the_end(reader, topic, numbers)
 
 
-def _until_each(
-    kafka: KafkaConfig, topic: str, rows: Collection[str], wanted: Callable[[Received], bool]
-) -> list[Received]:
-    """The last messages of the rows' partitions on a topic, so far back that each row has one that is
-    wanted, or to the beginning."""
+def _until_each(kafka: KafkaConfig, topic: str, rows: Collection[str]) -> list[Received]:
+    """The last messages of the rows' partitions on a topic: so far back that each row has one, or as far as
+    is worth looking."""
     keys = {row.encode() for row in rows}
-    numbers = sorted({_partition(topic, row) for row in rows})
+    numbers = _numbers(topic, rows)
     tail = _TAIL
     while True:
         with closing(Reader(kafka, {topic: numbers}, start="latest")) as reader:
@@ -142,7 +149,7 @@ def _until_each(
         starts = {place: max(0, end - tail) for place, end in ends.items()}
         with closing(Reader(kafka, {topic: numbers}, start=starts)) as reader:
             found = _to_the_end(reader, topic, numbers)
-        if keys <= {received.key for received in found if wanted(received)} or not any(starts.values()):
+        if keys <= {received.key for received in found} or not any(starts.values()) or tail >= _TAIL_MOST:
             return found
         tail *= 16
 

@@ -40,7 +40,8 @@ class Watchdog:
         self._clock = clock
         self._stalled_s = stalled_s
         self._away_s = away_s
-        self._turned_at = self._read_at = self._settled_at = clock.monotonic()
+        self._turned_at: float | None = None  # it does not turn before there is something to read
+        self._read_at = self._settled_at = clock.monotonic()
         self._settled = False
         self._beats: dict[str, float] = {}
         self._fault = ""
@@ -80,7 +81,7 @@ class Watchdog:
         now = self._clock.monotonic()
         if self._fault:
             return self._fault
-        if now - self._turned_at > self._stalled_s:
+        if self._turned_at is not None and now - self._turned_at > self._stalled_s:
             return f"the event loop has not turned for {now - self._turned_at:.0f} s"
         if not self._settled and now - self._settled_at > self._away_s:
             return f"nothing has been assigned to read for {now - self._settled_at:.0f} s"

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+)
+from support.kafka_broker import Node
 from support.live_row import LiveRow, log_of, messages_of
 from support.rigs import row_text, setup_of
 from support.sites import PROJECT
-from support.workers import Worker
+from support.workers import QUICK, Worker
 
 from collectors.recording import read_recording
 from runtime.bus.provision import ensure
@@ -260,3 +267,64 @@ def test_a_worker_refuses_in_words_what_it_cannot_run_on(kafka: KafkaConfig, sta
     assert worker.wait(60) == 2
     assert f"{name}: partitions is 5 and should be 32" in worker.said()
     assert "Traceback" not in worker.said()
+
+
+def refuse_ticks(admin: AdminClient, name: str) -> None:
+    """Have the broker refuse them: too large, whatever they hold."""
+    smallest = ConfigEntry("max.message.bytes", "10", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[smallest])
+    admin.incremental_alter_configs([resource])[resource].result(20)
+
+
+def remove_ticks(admin: AdminClient, name: str) -> None:
+    admin.delete_topics([name])[name].result(20)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (refuse_ticks, f"{ROW.path}: input came for"),
+        (remove_ticks, "rows cannot be taken up: {ticks} has no partition 0"),
+    ],
+)
+def test_a_worker_whose_ticks_come_to_nothing_ends_and_says_why(
+    kafka: KafkaConfig, tmp_path: Path, trouble: Callable[[AdminClient, str], None], words: str
+) -> None:
+    ensure(kafka)
+    worker = Worker(tmp_path / "w1", kafka, SITE, *QUICK, "--stalled-seconds", "5")
+    try:
+        with LiveRow(kafka, SETUP):
+            worker.await_line("is beaten here", 30)
+            trouble(AdminClient({"bootstrap.servers": ",".join(kafka.servers)}), kafka.topic(TICKS))
+            assert worker.wait(60) == 3
+    finally:
+        worker.kill()
+    assert f"started anew: {words.format(ticks=kafka.topic(TICKS))}" in worker.said()
+
+
+@pytest.mark.slow
+def test_a_worker_waits_for_a_broker_that_is_away_and_goes_on_where_it_was(
+    broker: Node, tmp_path: Path
+) -> None:
+    kafka = KafkaConfig(servers=(broker.address,), prefix="t-")
+    ensure(kafka)
+    worker = Worker(tmp_path / "w1", kafka, SITE)
+    try:
+        with LiveRow(kafka, SETUP):
+            worker.await_line("is beaten here", 30)
+            broker.kill()
+            worker.await_line("Kafka has sent nothing for", 30)
+            status, page = worker.get("/health/ready")
+            assert status == 503
+            assert "Kafka has sent nothing for" in page
+            time.sleep(20)
+            broker.start()
+            back = time.time() * 1000
+            until(lambda: ticks_of(kafka)[-1].at > back + 2_000, 40, "beats after the broker is back")
+            assert {tick.epoch for tick in ticks_of(kafka)} == {1}
+            until(lambda: worker.get("/health/ready")[0] == 200, 60, "a healthy worker")
+        worker.stop()
+        assert worker.ended_with == 0, worker.said()
+    finally:
+        worker.kill()
+    assert said_on(kafka).items() <= said_by(redone(kafka)).items()

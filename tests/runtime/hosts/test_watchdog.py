@@ -57,7 +57,10 @@ def test_brokers_that_are_away_are_waited_for_and_then_given_up() -> None:
 
 
 def test_a_loop_that_does_not_turn_is_ended_whatever_else_is_said() -> None:
-    assert Run().go(21, turns=False) == "the event loop has not turned for 21 s"
+    run = Run()
+    assert run.go(60, turns=False) == ""  # not started yet
+    run.go(1)
+    assert run.go(21, turns=False) == "the event loop has not turned for 21 s"
 
 
 def test_a_worker_that_is_given_nothing_to_read_is_ended_in_the_end() -> None:
