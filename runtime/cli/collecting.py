@@ -35,7 +35,7 @@ def collect(*, config: pathlib.Path) -> int:
         A configuration with the site, its brokers, [kafka], and what is read here, [[collectors]].
     """
     chosen = read_host_config(config)
-    kafka, site, clock = chosen.bus(), load_host(chosen).site, SystemClock()
+    kafka, site, clock = chosen.bus(), load_host(chosen, decides=False).site, SystemClock()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(until_stopped())
         publisher = Publisher(
