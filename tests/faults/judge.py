@@ -15,7 +15,7 @@ from faults.witness import Said
 
 from schemas.commands import Brake, Command, LockClocks
 from schemas.decisions import Decision
-from schemas.envelope import Tick
+from schemas.envelope import Event, Tick
 from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Accepted, Lapsed, Outcome, Released, Renewed, Verified
 from schemas.samples import FeedSample
@@ -164,11 +164,12 @@ def beats(said: Iterable[Said], row: str) -> list[Instant]:
 
 def signs(said: Iterable[Said], host: str) -> list[Instant]:
     """When a host's agent said that it had seen its device obey, by the agent's own clock."""
-    return [
-        each.event.at
-        for each in said
-        if isinstance(each.event, Verified | Renewed | Lapsed | Released) and each.event.subject == host
-    ]
+    return [each.event.at for each in said if is_sign(each.event) and each.event.subject == host]
+
+
+def is_sign(event: Event) -> bool:
+    """Whether it says that a device was seen to obey."""
+    return isinstance(event, Verified | Renewed | Lapsed | Released)
 
 
 class Metered(NamedTuple):

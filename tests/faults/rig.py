@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from confluent_kafka import Producer
 from faults.boards import Boards
-from faults.judge import beats, signs
+from faults.judge import is_sign
 from faults.witness import Said, Witness
 from support.cached import Unavailable
 from support.influx_server import ORG, InfluxServer
@@ -28,6 +28,7 @@ from support.processes import Server, free_ports
 
 from runtime.bus.settings import InfluxConfig, KafkaConfig
 from runtime.clock import SystemClock
+from schemas.decisions import Decision
 from schemas.envelope import Tick
 from schemas.instants import Instant
 from schemas.shares import safe_shares
@@ -232,8 +233,9 @@ bucket = "{self.influx.bucket}"
     def lives(self, since: Instant) -> bool:
         """Whether every row was beaten and every host's device seen to obey, after `since`."""
         said = self.heard(since + 1)
-        rows = all(beats(said, row.path) for row in self.site.rows)
-        return rows and all(max(signs(said, host), default=0) > since for host in self.site.hosts)
+        beaten = {each.event.subject for each in said if isinstance(each.event, Decision)}
+        obeying = {each.event.subject for each in said if is_sign(each.event) and each.event.at > since}
+        return {row.path for row in self.site.rows} <= beaten and self.site.hosts.keys() <= obeying
 
     def owner(self, row: str) -> Part:
         """The controller whose tick is the row's last."""
@@ -256,7 +258,7 @@ bucket = "{self.influx.bucket}"
 
     def heard(self, since: Instant) -> list[Said]:
         """What the site itself said from `since` on, as the broker's clock has it."""
-        return [e for e in self.witness.said if e.kept_at >= since and e[:3] not in self.injected]
+        return [each for each in self.witness.since(since) if each[:3] not in self.injected]
 
     def end(self) -> None:
         """End everything, in the reverse order of its start."""

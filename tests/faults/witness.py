@@ -1,5 +1,6 @@
 """What was said on the bus, read by a client that is not ours and from nobody's state."""
 
+import bisect
 import contextlib
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from runtime.bus.settings import KafkaConfig
+from runtime.clock import SystemClock
 from schemas.codec import Malformed, decode
 from schemas.envelope import Event
 from schemas.instants import Instant
@@ -39,6 +41,8 @@ class Witness:
     def __init__(self, kafka: KafkaConfig) -> None:
         self.said: list[Said] = []
         self.unreadable = 0
+        self._read_at: list[Instant] = []
+        self._now = SystemClock().now
         self._names = {kafka.topic(name): name for name in WATCHED}
         self._places: list[TopicPartition] = []
         self._client: dict[str, str | int | float | bool] = {
@@ -52,6 +56,9 @@ class Witness:
                 "group.id": kafka.topic("witness"),  # asked for, and not used: the partitions are assigned
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                # Hundreds of partitions are looked at four times a second, not at each message.
+                "fetch.min.bytes": 1 << 20,
+                "fetch.wait.max.ms": 250,
             }
         )
 
@@ -64,6 +71,11 @@ class Witness:
             for message in self._consumer.consume(1_000, timeout=min(left, 0.2)):
                 if message.error() is None:
                     self._keep(message)
+
+    def since(self, at: Instant) -> list[Said]:
+        """What the broker took from `at` on."""
+        first = bisect.bisect_left(self._read_at, at)  # nothing is read before it was taken
+        return [each for each in self.said[first:] if each.kept_at >= at]
 
     def until(self, holds: Callable[[], bool], within_s: float) -> bool:
         """Read until `holds`; whether it did in time."""
@@ -124,4 +136,5 @@ class Witness:
             return
         at = message.timestamp()[1]
         place = self._names[message.topic()], message.partition(), message.offset()
+        self._read_at.append(self._now())
         self.said.append(Said(*place, message.key() or b"", at, event))
