@@ -21,7 +21,7 @@ class Journal:
     def __init__(self) -> None:
         self._modes: dict[str, str] = {}
         self._told: dict[str, str] = {}
-        self._open: dict[str, str] = {}
+        self._open: dict[tuple[str, str], str] = {}  # by row and topic
 
     @property
     def standing(self) -> str:
@@ -37,13 +37,13 @@ class Journal:
             level = logging.ERROR if decision.mode == "B" else logging.INFO
             _LOG.log(level, "%s: %s: %s", row, decision.mode, decision.because)
         refusal = f"{row} refuses to decide: {decision.refusal}" if decision.refusal else ""
-        self._stands(f"refusal {row}", refusal)
+        self._stands(row, f"refusal {row}", refusal)
         for event in (*beat.inputs, *beat.emergencies):
             if isinstance(event, Emergency):
                 trouble = (
                     "" if event.phase == "cleared" else f"{event.subject}: {event.kind}: {event.because}"
                 )
-                self._stands(f"{event.kind} {event.subject}", trouble)
+                self._stands(row, f"{event.kind} {event.subject}", trouble)
             elif isinstance(event, Failed | Refused):
                 word = type(event).__name__.lower()
                 self._once(f"outcome {event.subject}", f"{event.subject}: {word}: {event.detail}")
@@ -52,12 +52,18 @@ class Journal:
             elif isinstance(event, GpuFrame | RackSample):
                 self._once(f"faults {event.subject}", "; ".join(filter(None, event.faults)))
 
-    def _stands(self, topic: str, trouble: str) -> None:
+    def forget(self, row: str) -> None:
+        """The row is another host's: its trouble is no longer told of here."""
+        self._modes.pop(row, None)
+        for known in [known for known in self._open if known[0] == row]:
+            del self._open[known]
+
+    def _stands(self, row: str, topic: str, trouble: str) -> None:
         if trouble:
-            if topic not in self._open:
+            if (row, topic) not in self._open:
                 _LOG.error("%s", trouble)
-            self._open[topic] = trouble
-        elif self._open.pop(topic, ""):
+            self._open[row, topic] = trouble
+        elif self._open.pop((row, topic), ""):
             _LOG.info("over: %s", topic)
 
     def _once(self, topic: str, text: str) -> None:

@@ -47,10 +47,11 @@ _SLOW_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.
 class Metrics:
     """The metrics of one host. `observe` is cheap: it writes a fixed few dozen series a beat.
 
-    `observe` and what is told belong to the host's thread; `exposition` may be asked for on any.
+    `observe` and what is told belong to the host's thread; `exposition` may be asked for on any. `rows`
+    names the rows that are this host's from the start; None: every row of the site.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, rows: Iterable[str] | None = None) -> None:
         # Else each counter brings a second series, its time of birth.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -83,8 +84,20 @@ class Metrics:
             "Time from gathering the samples that a command rests on to hearing of its read-back.",
             (*_FAST_S, *(bucket for bucket in _SLOW_S if bucket > _FAST_S[-1])),
         )
-        series = RowSeries(self.registry)
-        self._rows = {row.path: RowMetrics(series, row, self._verified_event_s) for row in site.rows}
+        self._series = RowSeries(self.registry)
+        self._site = site
+        self._rows: dict[str, RowMetrics] = {}
+        for path in (row.path for row in site.rows) if rows is None else rows:
+            self.take_up(path)
+
+    def take_up(self, row: str) -> None:
+        """The row is this host's from now on."""
+        self._rows[row] = RowMetrics(self._series, self._site.row(row), self._verified_event_s)
+
+    def forget(self, row: str) -> None:
+        """The row is another host's: what was seen of it here ends."""
+        if self._rows.pop(row, None) is not None:
+            self._series.forget(row)
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -38,11 +38,16 @@ class RowSeries:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, said: str, *labels: str) -> Gauge:
-            return Gauge(f"windrow_{name}", said, ("row", *labels), registry=registry)
+            made = Gauge(f"windrow_{name}", said, ("row", *labels), registry=registry)
+            self._made.append(made)
+            return made
 
         def counter(name: str, said: str, *labels: str) -> Counter:
-            return Counter(f"windrow_{name}", said, ("row", *labels), registry=registry)
+            made = Counter(f"windrow_{name}", said, ("row", *labels), registry=registry)
+            self._made.append(made)
+            return made
 
+        self._made: list[Gauge | Counter] = []
         horizon = ("model", "horizon_seconds")
         self.power = gauge("row_power_watts", "The row's power, best reading; NaN when too little is known.")
         self.upper = gauge("row_power_upper_watts", "Upper bound of the row's power.")
@@ -77,6 +82,11 @@ class RowSeries:
         self.lapses = counter("lease_lapses_total", "Leases that ran out.")
         self.brakes = counter("row_brakes_total", "Times the policy reached for the power brake.")
         self.withheld = counter("readings_withheld_total", "Readings not trusted, by reason.", "verdict")
+
+    def forget(self, row: str) -> None:
+        """The row is no longer this host's: what was last seen of it must not stand for what it does."""
+        for made in self._made:
+            made.remove_by_labels({"row": row})
 
 
 class _Asked(NamedTuple):

@@ -396,20 +396,22 @@ class FaustHost:
                     self._metrics.lost(row)
                     _LOG.warning("%s was claimed by %s under epoch %d", row, log.owner, log.epoch)
                 continue
-            if row not in self._owned:
-                self._own(row, log, beat)
             for earlier in redone:
                 speaker.add(earlier)
             speaker.add(beat)
-            self._observe(beat)
+            self._observe(beat if row in self._owned else self._own(row, log, beat))
 
-    def _own(self, row: str, log: RowLog, beat: Beat) -> None:
-        """The first beat of a row that is this worker's."""
+    def _own(self, row: str, log: RowLog, beat: Beat) -> Beat:
+        """The first beat of a row that is this worker's; the same for whoever observes, with the trouble
+        that stood before it."""
         self._owned.add(row)
-        self._speaking[row][0].ahead.adopt(log.view(beat.tick.at))
+        seen = log.view(beat.tick.at)
+        self._speaking[row][0].ahead.adopt(seen)
         took_s = self._clock.monotonic() - self._placed_at[row]
         self._metrics.owned(row, beat.tick.epoch, took_s)
         _LOG.info("%s is beaten here under epoch %d, %.1f s after it was assigned", row, log.epoch, took_s)
+        stood = tuple(word for word in seen.emergencies if word.at < beat.tick.at)
+        return msgspec.structs.replace(beat, inputs=(*stood, *beat.inputs))
 
     def _mind(self, partition: Partition) -> None:
         """A row whose loop failed is left alone: it would fail the same on every worker."""
@@ -572,6 +574,8 @@ class FaustHost:
         speaker, task = self._speaking.pop(row)
         task.cancel()
         speaker.close()
+        for event in speaker.ahead.waiting:  # what was done stays done, and is proved
+            self._send_soon(LEDGER, self._site, codec.encode(event))
         self._owned.discard(row)
         self._watchdog.forget(row)
         self._metrics.dropped(row)

@@ -38,7 +38,7 @@ def serve(
     Raises ConfigError, and BusError where a secret or a certificate cannot be read.
     """
     kafka = config.bus()
-    metrics = Metrics(setup.site)
+    metrics = Metrics(setup.site, rows=())
     health = Health(clock)
     signs = _Signs(metrics, health, setup, clock)
     app = made_app(kafka, worker, str(config.state_dir / "faust"), pace)
@@ -130,10 +130,13 @@ class _Signs:
         for row in self._watched - watched:
             self._health.forget(f"beat {row}")
             self._health.forget(f"samples {row}")
+            self._journal.forget(row)
+            self._metrics.forget(row)
             self._waiting.pop(row, None)
         for row in watched - self._watched:
             self._health.expect(f"beat {row}", within_s=self._within_s, vital=True)
             self._health.expect(f"samples {row}", within_s=self._within_s)
+            self._metrics.take_up(row)
         self._watched = watched
 
     def _unrecorded(self) -> str:

@@ -183,3 +183,14 @@ def test_it_listens_on_the_loopback_and_lets_go_of_its_port(host: Host) -> None:
     host.server.close()
     with HealthServer(host.server.address.removeprefix("http://"), host.health, lambda: b"") as again:
         assert again.address == host.server.address
+
+
+def test_a_sign_that_is_forgotten_is_no_longer_waited_for() -> None:
+    clock = SimulatedClock(T0)
+    health = Health(clock)
+    health.expect("beat ams1/row-a", within_s=10.0, vital=True)
+    clock.sleep_until(T0 + 60 * SECOND)
+    assert not health.look().live
+    health.forget("beat ams1/row-a")
+    health.forget("beat ams1/row-a")
+    assert health.look().ready

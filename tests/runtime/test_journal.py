@@ -35,3 +35,15 @@ def test_modes_lost_gpus_words_and_emergencies_are_told_once(caplog: pytest.LogC
     rig.host.run(until=START + 80 * SECOND)
     assert journal.standing == ""
     assert any("over: failover" in record.getMessage() for record in caplog.records)
+
+
+def test_the_trouble_of_a_row_that_is_anothers_is_not_told_of_here() -> None:
+    journal = Journal()
+    rig = rig_of(setup_of(row_text(4, budget_w=26_000.0), in_band()), observe=[journal.observe])
+    rig.plant.fail_ups()
+    rig.host.run(until=START + 20 * SECOND)
+    assert "failover" in journal.standing
+    journal.forget("lab1/row-b")
+    assert "failover" in journal.standing
+    journal.forget("lab1/row-a")
+    assert journal.standing == ""

@@ -405,3 +405,14 @@ def test_dead_letters_are_counted_where_they_pass(tmp_path: Path) -> None:
     assert take(5) == [letter, lock(5, 1275)]
     measured.gathered([letter])
     assert scraped(metrics)["windrow_dead_letters_total{reason=malformed,topic=windrow.operators}"] == 2
+
+
+def test_a_row_that_is_anothers_has_no_series_here() -> None:
+    metrics = Metrics(SETUP.site, rows=())
+    assert not any("row" in sample.labels for family in families(metrics) for sample in family.samples)
+    metrics.take_up(ROW)
+    rig_of(SETUP, load=BUSY, observe=[metrics.observe]).host.run(until=START + 10 * SECOND)
+    assert scraped(metrics)["windrow_row_power_watts"] > 0
+    metrics.forget(ROW)
+    metrics.forget(ROW)
+    assert not any("row" in sample.labels for family in families(metrics) for sample in family.samples)
