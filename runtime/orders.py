@@ -54,22 +54,23 @@ class Orders:
         self.passed = 0
         self.dead: Counter[str] = Counter()
         self._rows = {host.path: host.row for host in hosts}
-        self._commanded: dict[str, Instant] = {}  # when the last command for a host was issued
-        self._released: dict[str, ReleaseAll] = {}
+        self._commanded: dict[str, Instant] = {}  # when the last command for a host came to Kafka
+        self._released: dict[str, tuple[Instant, ReleaseAll]] = {}  # and when its release did
 
     def take(self, received: Sequence[Received], now: Instant) -> Taken:
         """Read messages that came together. Topics have no order among them: what a person said and what was
-        commanded count in the order of their time."""
+        commanded count in the order in which they came to Kafka, by the brokers' clock. A person's and a
+        controller's may be minutes apart, and no clock that runs ahead may undo a release."""
         taken = Taken([], [])
         events = [(message, self._read(message)) for message in received]
-        for message, event in sorted(events, key=lambda pair: pair[1].at):
+        for message, event in sorted(events, key=lambda pair: (pair[0].timestamp_ms, pair[1].at)):
             if isinstance(event, DeadLetter):
                 self.dead[message.topic] += 1
                 taken.said.append(event)
             elif isinstance(event, Command):
-                self._command(event, now, taken)
+                self._command(event, message.timestamp_ms, now, taken)
             elif isinstance(event, ReleaseAll):
-                self._release(event, message.key, taken)
+                self._release(event, message.timestamp_ms, message.key, taken)
             elif isinstance(event, Resume):
                 for host in self._inside(event, message.key):
                     self._released.pop(host, None)
@@ -101,27 +102,24 @@ class Orders:
             reason=trouble,
         )
 
-    def _command(self, command: Command, now: Instant, taken: Taken) -> None:
+    def _command(self, command: Command, came: Instant, now: Instant, taken: Taken) -> None:
         host = command.subject
         if host not in self._rows:
             self.passed += 1
             return
-        word = self._released.get(host)
-        if (
-            word is not None
-            and command.lease.issued_at < word.at + HEARD_MS
-            and not isinstance(command, Brake)
-        ):
-            taken.said.append(_unheard(command, word, now))
-            return
-        self._commanded[host] = max(command.lease.issued_at, self._commanded.get(host, 0))
+        if host in self._released and not isinstance(command, Brake):
+            released_at, word = self._released[host]
+            if came < released_at + HEARD_MS:
+                taken.said.append(_unheard(command, word, now))
+                return
+        self._commanded[host] = max(came, self._commanded.get(host, 0))
         taken.orders.append(command)
 
-    def _release(self, word: ReleaseAll, key: bytes, taken: Taken) -> None:
+    def _release(self, word: ReleaseAll, came: Instant, key: bytes, taken: Taken) -> None:
         hosts = frozenset(
-            host for host in self._inside(word, key) if word.at + HEARD_MS > self._commanded.get(host, 0)
+            host for host in self._inside(word, key) if came + HEARD_MS > self._commanded.get(host, 0)
         )
-        self._released.update(dict.fromkeys(hosts, word))
+        self._released.update(dict.fromkeys(hosts, (came, word)))
         if hosts:
             taken.orders.append(Release(hosts, word))
 

@@ -26,11 +26,15 @@ OTHER = msgspec.structs.replace(HOST, path="ams1/row-b/r01/h01", rack="ams1/row-
 OFFSETS = itertools.count()
 
 
-def on_bus(event: Event | bytes, key: str = HOST.row, topic: str = "") -> Received:
-    """A message as it lies on Kafka."""
+def on_bus(
+    event: Event | bytes, key: str = HOST.row, topic: str = "", came: Instant | None = None
+) -> Received:
+    """A message as it lies on Kafka, where it came 5 ms after it was said unless `came` says when."""
     payload = event if isinstance(event, bytes) else codec.encode(event)
     where = topic or (OPERATORS if isinstance(event, Pin | ReleaseAll | Resume) else COMMANDS)
-    return Received(where, 3, next(OFFSETS), key.encode(), payload, T0 + 5)
+    if came is None:
+        came = 5 + (T0 if isinstance(event, bytes) else event.at)
+    return Received(where, 3, next(OFFSETS), key.encode(), payload, came)
 
 
 def take(orders: Orders, *messages: Received, now: Instant = T0) -> Taken:
@@ -126,6 +130,18 @@ def test_a_release_that_is_read_late_does_not_undo_what_was_commanded_since() ->
     orders = Orders([HOST])
     take(orders, on_bus(lock(1275, T0 + HEARD_MS)))
     assert take(orders, on_bus(release(T0))).orders == []
+
+
+@pytest.mark.parametrize("ahead", [-60 * SECOND, 60 * SECOND])
+def test_a_release_counts_by_the_brokers_clock_whoever_s_own_is_wrong(ahead: int) -> None:
+    """A controller a minute off does not undo a release, and a person a minute off does not outlast it."""
+    orders, word = Orders([HOST]), release(T0 + 4 * SECOND)
+    take(orders, on_bus(lock(1275, T0 + ahead), came=T0))
+    assert take(orders, on_bus(word, came=T0 + 4 * SECOND)).orders == [Release(frozenset([HOST.path]), word)]
+    unheard = take(orders, on_bus(lock(1290, T0 + 5 * SECOND + ahead), came=T0 + 5 * SECOND))
+    assert [type(said) for said in unheard.said] == [Refused]
+    heard = lock(1305, T0 + 20 * SECOND + ahead)
+    assert take(orders, on_bus(heard, came=T0 + 20 * SECOND)).orders == [heard]
 
 
 def test_a_word_on_a_site_frees_under_each_row_s_key_the_hosts_of_that_row() -> None:
