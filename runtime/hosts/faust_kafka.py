@@ -190,7 +190,8 @@ class FaustHost:
         self._placed_at: dict[str, float] = {}
         self._owned: set[str] = set()
         self._losses = 0
-        self._lag: dict[str, int] = {}
+        self.lag: dict[str, int] = {}
+        """By topic, the messages that are still to be read."""
         self._paused: set[TP] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -456,10 +457,18 @@ class FaustHost:
         self._silent = silent
 
     async def _cover(self) -> None:
-        """Commit what snapshots cover, until the app stops."""
+        """Commit what snapshots cover, and look how far behind reading is, until the app stops."""
         while not self._app.should_stop:
             await asyncio.sleep(self._pace.commit_ms / 1000)
             await self._commit()
+            self.lag = {topic: self._behind(topic) for topic in TOPICS}
+
+    def _behind(self, topic: str) -> int:
+        name, consumer = self._kafka.topic(topic), self._consumer
+        return sum(
+            partition.lag(topic, consumer.end(TP(name, number)))
+            for number, partition in self._partitions.items()
+        )
 
     async def _commit(self) -> None:
         covered = {

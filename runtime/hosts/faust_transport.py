@@ -92,6 +92,14 @@ class FetchConsumer(driver.Consumer):
         """What was committed of a partition."""
         return self._committed_offset.get(tp) or default
 
+    def end(self, tp: TP) -> int:
+        """The offset that a partition's log ended before when it was last fetched; 0 where that is not
+        known, as while partitions change hands."""
+        try:
+            return self.highwater(tp) or 0
+        except (AssertionError, KafkaError):  # the group's thread may just have given it away
+            return 0
+
     async def cover(self, offsets: Mapping[TP, int]) -> bool:
         """Commit: nothing below these offsets is needed any more. False where the brokers would not; what
         is not assigned here any more is left out."""
@@ -128,7 +136,6 @@ class FetchConsumer(driver.Consumer):
             if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
-                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
                 yield tp, self._to_message(tp, records)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:

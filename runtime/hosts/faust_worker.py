@@ -41,6 +41,7 @@ def serve(
     metrics = Metrics(setup.site, rows=())
     health = Health(clock)
     signs = _Signs(metrics, health, setup, clock)
+    bus = BusMetrics(metrics.registry)
     app = made_app(kafka, worker, str(config.state_dir / "faust"), pace)
     host = FaustHost(
         setup,
@@ -50,12 +51,13 @@ def serve(
         worker=worker,
         pace=pace,
         watchdog=watchdog,
-        metrics=BusMetrics(metrics.registry),
+        metrics=bus,
         observe=signs.observe,
         said=signs.said,
         buried=metrics.buried,
         rows=signs.rows,
     )
+    bus.watch(lambda: host.lag)
     metrics.watch(lambda: (), host.unplaced.strangers)
     metrics.configured(site=setup.site.name, policy=setup.policy.variant, worker=worker)
     health.ask(lambda: host.trouble)

@@ -138,6 +138,10 @@ class Partition:
         """Whether the log was read to where it ended when reading began."""
         return len(self._ended) == len(TOPICS) and not self.behind
 
+    def lag(self, topic: str, end: int) -> int:
+        """How many messages of a topic are still to be read when its log ends before `end`."""
+        return max(0, end - self._read[topic])
+
     def wants(self, topic: str) -> bool:
         """Whether to fetch more of a topic: every row can take more of it."""
         return all(log.wants(topic) for log in self.rows.values())
