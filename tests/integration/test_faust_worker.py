@@ -17,7 +17,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
     NewTopic,
 )
+from support.cached import Unavailable
+from support.counterparts import missing
 from support.kafka_broker import Node
+from support.kafka_secure import PASSWORD, SecureBroker
 from support.live_row import LiveRow, log_of, messages_of
 from support.rigs import row_text, setup_of
 from support.sites import PROJECT
@@ -328,3 +331,23 @@ def test_a_worker_waits_for_a_broker_that_is_away_and_goes_on_where_it_was(
     finally:
         worker.kill()
     assert said_on(kafka).items() <= said_by(redone(kafka)).items()
+
+
+@pytest.mark.slow
+def test_a_worker_logs_in_over_tls_and_tells_nobody_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        with SecureBroker(tmp_path / "secure").serving() as broker:
+            kafka = broker.config("sasl_tls", mechanism="SCRAM-SHA-512", prefix="t-")
+            monkeypatch.setenv(kafka.password_env, PASSWORD)
+            worker = Worker(tmp_path / "w1", kafka, SITE)
+            try:
+                worker.await_line("is beaten here under epoch 1", 60)
+                worker.stop()
+            finally:
+                worker.kill()
+    except Unavailable as error:
+        missing(str(error))
+    assert worker.ended_with == 0, worker.said()
+    assert PASSWORD not in worker.said()

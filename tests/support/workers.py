@@ -37,6 +37,7 @@ listen = "127.0.0.1:{self.port}"
 [kafka]
 servers = [{servers}]
 prefix = "{kafka.prefix}"
+{_login(kafka) if kafka.sasl else ""}
 """
         )
         command = (sys.executable, "-c", _RUN, "control", "--config", str(config))
@@ -53,3 +54,13 @@ prefix = "{kafka.prefix}"
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+
+def _login(kafka: KafkaConfig) -> str:
+    ca = f'ca = "{kafka.ca}"' if kafka.ca else ""
+    return f'''
+security = "{kafka.security}"
+mechanism = "{kafka.mechanism}"
+username = "{kafka.username}"
+{ca}
+'''
