@@ -20,7 +20,7 @@ from runtime import whole_file
 from runtime.ledger.store import LedgerUnreadable
 from schemas import codec
 from schemas.envelope import DeadLetter, Event
-from schemas.instants import HOUR, Instant, Span
+from schemas.instants import Instant
 from schemas.operators import Pin
 from schemas.topics import BY_NAME, BY_TYPE
 from schemas.topology import Site
@@ -28,8 +28,6 @@ from schemas.topology import Site
 _LOG = logging.getLogger(__name__)
 
 _TOPIC = BY_TYPE[Pin]
-LONGEST_PIN: Span = 30 * 24 * HOUR
-"""A pin is for a while; what should stay belongs in the policy (our choice)."""
 _LARGEST = 64 * 1024  # bytes; a message has a few hundred
 
 
@@ -150,8 +148,6 @@ class Operators:
     def _misfit(self, event: Event) -> str:
         if not isinstance(event, BY_NAME[_TOPIC.name].types):
             return f"a {type(event).__name__} is nothing that an operator says"
-        if isinstance(event, Pin) and event.expires_at - event.at > LONGEST_PIN:
-            return f"a pin holds for at most {LONGEST_PIN // (24 * HOUR)} days"
         if not self._site.covered(event.subject):
             return f"site {self._site.name} has no host at or below {event.subject!r}"
         return ""

@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from schemas.commands import Command
 from schemas.envelope import DeadLetter, Event
-from schemas.instants import Instant
+from schemas.instants import HOUR, Instant
+from schemas.operators import LONGEST_PIN, Pin
 from schemas.topics import TYPES
 
 _UNION: Any = reduce(or_, TYPES)
@@ -34,15 +36,21 @@ def encode(event: Event) -> bytes:
 def decode(payload: bytes) -> Event:
     """The message in `payload`.
 
-    Raises Malformed when it is no JSON, of no known type, lacks or mistypes a field, or speaks of a time
-    that no file or database takes.
+    Raises Malformed when it is no JSON, of no known type, lacks or mistypes a field, speaks of a time
+    that no file, database or sentence takes, or pins for longer than a pin may hold.
     """
     try:
         event = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
-    if not 0 <= event.at < _END:
-        raise Malformed(f"`at` must be in milliseconds from 1970 to the year 9999, and is {event.at}")
+    _hold_to_calendar("at", event.at)
+    if isinstance(event, Command):
+        _hold_to_calendar("issued_at", event.lease.issued_at)
+        _hold_to_calendar("expires_at", event.lease.expires_at)
+    elif isinstance(event, Pin):
+        _hold_to_calendar("expires_at", event.expires_at)
+        if event.expires_at - event.at > LONGEST_PIN:
+            raise Malformed(f"a pin holds for at most {LONGEST_PIN // (24 * HOUR)} days")
     return event
 
 
@@ -54,3 +62,8 @@ def decode_or_bury(payload: bytes, *, topic: str, source: str, subject: str, at:
         return DeadLetter(
             at=at, source=source, subject=subject, topic=topic, payload=payload, reason=str(error)
         )
+
+
+def _hold_to_calendar(name: str, at: Instant) -> None:
+    if not 0 <= at < _END:
+        raise Malformed(f"`{name}` must be in milliseconds from 1970 to the year 9999, and is {at}")

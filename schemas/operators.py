@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from schemas.envelope import Event
-from schemas.instants import Instant
+from schemas.instants import HOUR, Instant, Span
+
+LONGEST_PIN: Span = 30 * 24 * HOUR
+"""A pin is for a while; what should stay belongs in the policy (our choice)."""
 
 
 class Pin(Event, frozen=True, kw_only=True, tag=True):

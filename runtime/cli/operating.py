@@ -15,11 +15,11 @@ from runtime.bus.settings import KafkaConfig
 from runtime.cli.printing import Json, emit, say, span
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, load_site, read_host_config
-from runtime.inbox import LONGEST_PIN, Inbox
+from runtime.inbox import Inbox
 from runtime.state_dir import StateDir
 from schemas.envelope import Event
 from schemas.instants import MINUTE, to_text
-from schemas.operators import Pin, ResetBlastRadius, Resume, Unpin
+from schemas.operators import LONGEST_PIN, Pin, ResetBlastRadius, Resume, Unpin
 from schemas.topology import Site
 
 SOURCE = "operator"

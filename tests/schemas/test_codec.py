@@ -12,6 +12,7 @@ from support.messages import message, messages, plain
 from schemas.codec import Malformed, decode, decode_or_bury, encode
 from schemas.commands import Lease, LockClocks
 from schemas.envelope import DeadLetter, Event, Tick
+from schemas.operators import LONGEST_PIN, Pin
 from schemas.samples import FeedSample, GpuFrame
 from schemas.topics import TYPES
 
@@ -130,6 +131,35 @@ def test_a_dead_letter_keeps_the_bytes_whole_and_can_itself_be_sent(payload: byt
     assert (letter.payload, letter.topic, letter.at) == (payload, "windrow.gpus", 5)
     assert letter.reason
     assert decode(encode(letter)) == letter
+
+
+@pytest.mark.parametrize("beyond", [-1, 253_402_300_800_000, 2**62])
+def test_a_time_that_no_calendar_has_is_refused_wherever_it_stands(beyond: int) -> None:
+    for name in (b"expires_at", b"issued_at"):
+        value = b"91000" if name == b"expires_at" else b"1000"
+        payload = encode(LOCK).replace(b'"%b":%b' % (name, value), b'"%b":%d' % (name, beyond))
+        with pytest.raises(Malformed, match=f"`{name.decode()}` must be in milliseconds"):
+            decode(payload)
+    with pytest.raises(Malformed, match="`expires_at` must be in milliseconds"):
+        decode(encode(pin(beyond)))
+
+
+def test_nobody_pins_for_longer_than_a_pin_may_hold() -> None:
+    assert decode(encode(pin(1_000 + LONGEST_PIN))) == pin(1_000 + LONGEST_PIN)
+    with pytest.raises(Malformed, match="a pin holds for at most 30 days"):
+        decode(encode(pin(1_001 + LONGEST_PIN)))
+
+
+def pin(until: int) -> Pin:
+    return Pin(
+        at=1_000,
+        source="operator",
+        subject="ams1/row-b",
+        max_mhz=900,
+        by="ada",
+        reason="hot",
+        expires_at=until,
+    )
 
 
 def test_a_message_that_can_be_read_is_not_buried() -> None:

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from msgspec import inspect as mi
 
 from schemas.envelope import Event
+from schemas.operators import LONGEST_PIN, Pin
 from schemas.topics import TYPES
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)  # surrogates are no UTF-8
 _INTEGERS = st.integers(-(2**63), 2**63 - 1)
 _INSTANTS = st.integers(0, 253_402_300_799_999)  # to the end of the year 9999
+_TIMES = ("at", "issued_at", "expires_at")
 _FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -22,7 +24,8 @@ def messages(*kinds: type[Event]) -> st.SearchStrategy[Event]:
 
 def message(kind: type[Event]) -> st.SearchStrategy[Event]:
     """Messages of one type."""
-    return _structs(mi.type_info(kind), without=("id",))
+    made = _structs(mi.type_info(kind), without=("id",))
+    return made.filter(lambda pin: pin.expires_at - pin.at <= LONGEST_PIN) if kind is Pin else made
 
 
 def _structs(info: Any, without: tuple[str, ...] = ()) -> st.SearchStrategy[Any]:
@@ -34,7 +37,7 @@ def _structs(info: Any, without: tuple[str, ...] = ()) -> st.SearchStrategy[Any]
 
 
 def _of(field: mi.Field) -> st.SearchStrategy[Any]:
-    return _INSTANTS if field.name == "at" else _values(field.type)
+    return _INSTANTS if field.name in _TIMES else _values(field.type)
 
 
 def _values(info: mi.Type) -> st.SearchStrategy[Any]:
