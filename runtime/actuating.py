@@ -131,6 +131,9 @@ class Actuation:
         """Turn until `stop` says so. A mistake of ours is said and counted: what it kept from a host is
         asked again by whoever wants it so."""
         agents = TimedAgents(timer, self._oversubscribed)
+        for agent in timer.agents.values():
+            if agent.kept is not None and agent.kept.command is not None:
+                self.orders.obeyed(agent.kept.command, self._clock.now())
         while not stop():
             try:
                 self.turn(self.reader.poll(_WAIT_S, _MOST), timer, agents)

@@ -57,6 +57,11 @@ class Orders:
         self._commanded: dict[str, Instant] = {}  # when the last command for a host came to Kafka
         self._released: dict[str, tuple[Instant, ReleaseAll]] = {}  # and when its release did
 
+    def obeyed(self, command: Command, now: Instant) -> None:
+        """What a host obeys since before this process. A release before it was done then: it is read again
+        after a start, and the command, which its agent knows by its id, would not be done again behind it."""
+        self._commanded[command.subject] = min(command.lease.issued_at, now) + HEARD_MS
+
     def take(self, received: Sequence[Received], now: Instant) -> Taken:
         """Read messages that came together. Topics have no order among them: what a person said and what was
         commanded count in the order in which they came to Kafka, by the brokers' clock. A person's and a

@@ -144,6 +144,15 @@ def test_a_release_counts_by_the_brokers_clock_whoever_s_own_is_wrong(ahead: int
     assert take(orders, on_bus(heard, came=T0 + 20 * SECOND)).orders == [heard]
 
 
+def test_a_release_that_is_read_again_after_a_restart_does_not_undo_what_the_host_obeys() -> None:
+    orders, word, pulled = Orders([HOST]), release(T0), brake(T0 + SECOND)
+    orders.obeyed(pulled, T0 + 60 * SECOND)
+    assert take(orders, on_bus(word), on_bus(resume(T0 + 1))).orders == []
+    assert take(orders, on_bus(pulled)).orders == [pulled]
+    later = release(T0 + 2 * SECOND)
+    assert take(orders, on_bus(later)).orders == [Release(frozenset([HOST.path]), later)]
+
+
 def test_a_word_on_a_site_frees_under_each_row_s_key_the_hosts_of_that_row() -> None:
     orders, word = Orders([HOST, OTHER]), release(T0)
     taken, _ = take(orders, on_bus(word, HOST.row), on_bus(word, OTHER.row), on_bus(word, "ams1/row-c"))
