@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from controllers.policy import DEFAULT_POLICY
+from controllers.policy import DEFAULT_POLICY, read_policy
 from runtime.config import Setup
 from runtime.row_loop import Beat
 from runtime.wiring import Unkept, on_twin, plant_of
@@ -18,8 +18,9 @@ START: Instant = 1_772_388_000_000
 
 
 def site_text(hosts: int, rows: int = 1) -> str:
-    """A site of equal rows of DGX-A100 servers, each oversubscribed by 30 %."""
+    """A site of equal rows of DGX-A100 servers, each oversubscribed by 30 %; four to a rack, or two."""
     budget_w = hosts / 1.3 * 6500
+    rack = 2 if hosts % 4 else 4
     power = (
         f'[site]\nname = "bench1"\n[[ups]]\nname = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
         f'[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = {budget_w * rows * 2}\n'
@@ -29,18 +30,18 @@ def site_text(hosts: int, rows: int = 1) -> str:
     return power + "".join(
         f'[[feeds]]\nname = "feed-{row}"\npdu = "pdu-1"\nlimit_w = {budget_w}\n'
         f'[[rows]]\nname = "row-{row}"\nbudget_w = {budget_w}\nmeters = ["feed-{row}"]\n'
-        f'[[racks]]\nrow = "row-{row}"\nnames = "r[01-{hosts // 4:02d}]"\nfeeds = ["feed-{row}"]\n'
-        f'[[racks.hosts]]\nnames = "h[01-02]"\n{board}priority = "high"\n{paths}'
-        f'[[racks.hosts]]\nnames = "h[03-04]"\n{board}priority = "low"\n{paths}'
+        f'[[racks]]\nrow = "row-{row}"\nnames = "r[01-{hosts // rack:02d}]"\nfeeds = ["feed-{row}"]\n'
+        f'[[racks.hosts]]\nnames = "h[01-{rack // 2:02d}]"\n{board}priority = "high"\n{paths}'
+        f'[[racks.hosts]]\nnames = "h[{rack // 2 + 1:02d}-{rack:02d}]"\n{board}priority = "low"\n{paths}'
         for row in range(1, rows + 1)
     )
 
 
-def setup_for(hosts: int, rows: int = 1) -> Setup:
-    """The site above, under the default policy."""
+def setup_for(hosts: int, rows: int = 1, policy_text: str = "") -> Setup:
+    """The site above, under the policy that the text states."""
     text = site_text(hosts, rows)
-    site = read_site(text, "bench1")
-    return Setup(site=site, site_text=text, policy=DEFAULT_POLICY, policy_text="", shares=safe_shares(site))
+    site, policy = read_site(text, "bench1"), read_policy(policy_text, DEFAULT_POLICY.name)
+    return Setup(site=site, site_text=text, policy=policy, policy_text=policy_text, shares=safe_shares(site))
 
 
 def recorded(hosts: int, seconds: int, frame_ms: Span = SECOND) -> tuple[Setup, list[bytes]]:

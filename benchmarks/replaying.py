@@ -18,7 +18,7 @@ ROUNDS = 3
 def measure() -> list[Figure]:
     """Decoding included; the best of three rounds of each, in turns."""
     setup, lines = recorded(40, SECONDS)
-    ours, theirs = [], []
+    ours, theirs, beats = list[float](), list[float](), 0
     for _ in range(ROUNDS):
         began = time.perf_counter()
         loop = ControlLoop(setup.site, setup.policy, epoch=1)
