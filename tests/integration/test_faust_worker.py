@@ -32,11 +32,13 @@ from runtime.bus.settings import KafkaConfig
 from runtime.bus_replay import publish
 from runtime.clock import SystemClock
 from runtime.control_loop import ControlLoop
+from runtime.hosts.recall import SNAPSHOTS
 from runtime.hosts.replay import is_input
 from runtime.hosts.row_log import INPUTS, TICKS, RowLog
 from runtime.hosts.snapshot import Mark, freeze
 from runtime.row_loop import Beat, RowLoop
 from schemas import codec
+from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.envelope import DeadLetter, Tick
 from schemas.samples import GpuFrame, PowerRollup, SitePower
@@ -46,13 +48,15 @@ pytestmark = [pytest.mark.counterpart, pytest.mark.timeout(180)]
 SITE = row_text(2, budget_w=9_000.0)
 SETUP = setup_of(SITE)
 ROW = SETUP.site.rows[0]
+LEDGER = "windrow.ledger"
+COMMANDS = "windrow.commands"
 OWNED = 'windrow_row_owned{row="lab1/row-a"} 1.0'
 SAID = (
     "windrow.rollups",
     "windrow.forecasts",
     "windrow.emergencies",
     "windrow.decisions",
-    "windrow.commands",
+    COMMANDS,
 )
 
 
@@ -176,6 +180,8 @@ def test_the_rows_of_a_worker_that_dies_are_taken_over(kafka: KafkaConfig, start
             worker.await_line("partitions, rows:", 30)
         until(lambda: bool(owner()), 40, "one owner")
         dead = owner()
+        # Until then its first beat may not be said, and nobody could say it again.
+        until(lambda: bool(messages_of(kafka, SNAPSHOTS, ROW.path)), 20, "a snapshot")
         (left,) = set(workers) - {dead}
         workers[dead].kill()
         last = ticks_of(kafka)[-1]
@@ -188,6 +194,35 @@ def test_the_rows_of_a_worker_that_dies_are_taken_over(kafka: KafkaConfig, start
     workers[left].stop()
     beats = redone(kafka)
     assert said_on(kafka) == said_by(beats)
+
+
+def test_a_row_whose_owner_dies_before_its_first_snapshot_begins_anew_above_it(
+    kafka: KafkaConfig, start: Start
+) -> None:
+    """What was said of the first owner's beats stands in the ledger whatever is lost on other topics."""
+    ensure(kafka)
+    refuse_all(kafka, SNAPSHOTS)
+    first = start("w1")
+    with LiveRow(kafka, SETUP):
+        first.await_line("is beaten here under epoch 1", 30)
+        until(lambda: bool(messages_of(kafka, COMMANDS, ROW.path)), 30, "a command")
+        first.kill()
+        second = start("w2")
+        second.await_line("is beaten here under epoch 2", 30)
+        until(lambda: sum(tick.epoch == 2 for tick in ticks_of(kafka)) >= 3, 30, "three beats more")
+        second.kill()
+    assert "no snapshot" in second.said()
+    ticks = ticks_of(kafka)
+    assert [(epoch, next(own).anew) for epoch, own in groupby(ticks, lambda tick: tick.epoch)] == [
+        (1, True),
+        (2, True),
+    ]
+    said = said_on(kafka)
+    assert said.items() <= said_by(redone(kafka)).items()
+    recorded = {codec.decode(each.value).id for each in messages_of(kafka, LEDGER, SETUP.site.name)}
+    commands = {event.id: event for event in map(codec.decode, said.values()) if isinstance(event, Command)}
+    assert {command.lease.epoch for command in commands.values()} == {1, 2}
+    assert commands.keys() | {command.cause[0] for command in commands.values()} <= recorded
 
 
 def test_poison_stops_nothing_is_kept_whole_and_counted(kafka: KafkaConfig, start: Start) -> None:
@@ -263,8 +298,8 @@ def test_a_worker_says_again_what_a_recording_holds(kafka: KafkaConfig, start: S
 
 
 def test_a_worker_refuses_in_words_what_it_cannot_run_on(kafka: KafkaConfig, start: Start) -> None:
-    admin = AdminClient({"bootstrap.servers": ",".join(kafka.servers)})
     name = kafka.topic("windrow.gpus")
+    admin = admin_of(kafka)
     admin.create_topics([NewTopic(name, 5, 1)])[name].result(20)
     worker = start("w1")
     assert worker.wait(60) == 2
@@ -272,33 +307,40 @@ def test_a_worker_refuses_in_words_what_it_cannot_run_on(kafka: KafkaConfig, sta
     assert "Traceback" not in worker.said()
 
 
-def refuse_ticks(admin: AdminClient, name: str) -> None:
-    """Have the broker refuse them: too large, whatever they hold."""
+def admin_of(kafka: KafkaConfig) -> AdminClient:
+    return AdminClient({"bootstrap.servers": ",".join(kafka.servers)})
+
+
+def refuse_all(kafka: KafkaConfig, topic: str) -> None:
+    """Have the broker refuse what is said there: too large, whatever it holds."""
     smallest = ConfigEntry("max.message.bytes", "10", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[smallest])
+    resource = ConfigResource(ConfigResource.Type.TOPIC, kafka.topic(topic), incremental_configs=[smallest])
+    admin = admin_of(kafka)  # ends what it was asked when it goes
     admin.incremental_alter_configs([resource])[resource].result(20)
 
 
-def remove_ticks(admin: AdminClient, name: str) -> None:
+def remove(kafka: KafkaConfig, topic: str) -> None:
+    name = kafka.topic(topic)
+    admin = admin_of(kafka)
     admin.delete_topics([name])[name].result(20)
 
 
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (refuse_ticks, f"{ROW.path}: input came for"),
-        (remove_ticks, "rows cannot be taken up: {ticks} has no partition 0"),
+        (refuse_all, f"{ROW.path}: input came for"),
+        (remove, "rows cannot be taken up: {ticks} has no partition 0"),
     ],
 )
 def test_a_worker_whose_ticks_come_to_nothing_ends_and_says_why(
-    kafka: KafkaConfig, tmp_path: Path, trouble: Callable[[AdminClient, str], None], words: str
+    kafka: KafkaConfig, tmp_path: Path, trouble: Callable[[KafkaConfig, str], None], words: str
 ) -> None:
     ensure(kafka)
     worker = Worker(tmp_path / "w1", kafka, SITE, *QUICK, "--stalled-seconds", "5")
     try:
         with LiveRow(kafka, SETUP):
             worker.await_line("is beaten here", 30)
-            trouble(AdminClient({"bootstrap.servers": ",".join(kafka.servers)}), kafka.topic(TICKS))
+            trouble(kafka, TICKS)
             assert worker.wait(60) == 3
     finally:
         worker.kill()
