@@ -118,7 +118,7 @@ def labels_of(node: Any) -> Set[str] | None:
     not there."""
     match node:
         case promql_parser.VectorSelector():
-            return exposed()[node.name].keys()
+            return exposed()[str(node.name)].keys()
         case promql_parser.MatrixSelector():
             return labels_of(node.vector_selector)
         case promql_parser.ParenExpr():
@@ -222,9 +222,10 @@ def test_alerts_and_dashboards_ask_for_metrics_that_exist(where: str, expression
     found = list(selectors(expression))
     assert found, where
     for selector in found:
-        assert selector.name in series, f"{where} asks for {selector.name}"
+        labels = series.get(str(selector.name))
+        assert labels is not None, f"{where} asks for {selector.name}"
         for matcher in selector.matchers.matchers:
-            values = series[selector.name].get(matcher.name, set())
+            values = labels.get(matcher.name, set())
             for wanted in matcher.value.split("|") if matcher.value != "$row" else values:
                 assert wanted in values, f"{where}: no {matcher.name} of {selector.name} is {wanted}"
     labels_of(promql_parser.parse(expression))
