@@ -201,7 +201,17 @@ def test_the_shipped_configurations_are_read(path: Path, tmp_path: Path) -> None
     config = read_host_config(path)
     assert config.kafka is not None
     assert config.kafka.security == "sasl_tls"
-    assert (DEPLOY / "systemd" / f"windrow-{path.stem}.service").is_file()
+    assert not config.listen.startswith("127."), "Prometheus asks from another machine"
+    unit = (DEPLOY / "systemd" / f"windrow-{path.stem}.service").read_text()
+    assert re.findall(r"^StateDirectory=(.*)$", unit, re.MULTILINE) == [config.state_dir.name]
+    assert f"EnvironmentFile=-/etc/windrow/{path.stem}.env\n" in unit, "no process has another's password"
+
+
+def test_processes_of_one_machine_listen_beside_each_other() -> None:
+    listens = [read_host_config(path).listen for path in sorted((DEPLOY / "config").glob("*.toml"))]
+    ports = dict(zip(("actuate", "archive", "collect", "control"), listens, strict=True))
+    assert ports["collect"] != ports["actuate"], "on a server"
+    assert ports["control"] != ports["archive"], "on a management machine"
 
 
 def test_the_compose_configuration_is_read_and_speaks_to_the_services() -> None:
