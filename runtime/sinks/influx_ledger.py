@@ -235,12 +235,13 @@ def _any(column: str, values: Sequence[str]) -> str:
     return f" and ({' or '.join(fitting) or 'false'})"
 
 
+_LAST: Instant = 9_223_286_400_000  # 2262-04-11: what InfluxDB can date, and as far before 1970
+
+
 def _range(start: Instant, stop: Instant) -> str:
-    """From `start` up to and with `stop`."""
-    return f"start: time(v: {start * _NS}), stop: time(v: {(stop + 1) * _NS})"
-
-
-_LAST: Instant = 9_223_286_400_000  # 2262-04-11: later than any message
+    """From `start` up to and with `stop`, as far as InfluxDB can date."""
+    first, last = (max(-_LAST, min(_LAST, at)) for at in (start, stop))
+    return f"start: time(v: {first * _NS}), stop: time(v: {(last + 1) * _NS})"
 
 
 def _looks(since: Instant, until: Instant | None, newest_first: bool) -> Iterator[tuple[Instant, Instant]]:

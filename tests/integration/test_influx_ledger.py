@@ -105,6 +105,18 @@ def both(book: Ledger, influx: InfluxConfig, tmp_path: pathlib.Path) -> Iterator
         yield Both(book, ledger)
 
 
+def config_of(influx: InfluxConfig, folder: pathlib.Path) -> pathlib.Path:
+    """A configuration by which the command line asks this InfluxDB."""
+    (folder / "site.toml").write_text(SITE, encoding="utf-8")
+    config = folder / "host.toml"
+    config.write_text(
+        'site = "site.toml"\nstate_dir = "state"\n'
+        f'[influx]\nurl = "{influx.url}"\norg = "{influx.org}"\nbucket = "{influx.bucket}"\n',
+        encoding="utf-8",
+    )
+    return config
+
+
 def answer(ask: Callable[[Book], Any], book: Book) -> Any:
     """An answer, or the words with which it is refused."""
     try:
@@ -177,13 +189,7 @@ def test_a_rows_history_is_the_same_and_so_is_its_curve_where_both_hold_it(
 def test_the_command_line_says_the_same_of_either(
     both: Both, influx: InfluxConfig, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "site.toml").write_text(SITE, encoding="utf-8")
-    config = tmp_path / "host.toml"
-    config.write_text(
-        'site = "site.toml"\nstate_dir = "state"\n'
-        f'[influx]\nurl = "{influx.url}"\norg = "{influx.org}"\nbucket = "{influx.bucket}"\n',
-        encoding="utf-8",
-    )
+    config = config_of(influx, tmp_path)
     verified = next(both.file.of_type([Verified]))
     at, end = to_text(START + 3 * MINUTE), to_text(END)
     for question in (
@@ -201,6 +207,37 @@ def test_the_command_line_says_the_same_of_either(
     for source in (["--ledger", str(both.file.path)], ["--config", str(config)]):
         assert run([*question, *source]) == 0
         answers.append(json.loads(capsys.readouterr().out)["history"])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ["audit", "alerts", "--json", "--since", "0001-01-01"],
+        ["audit", "alerts", "--json", "--since", "9999-12-31"],
+        ["audit", "who", "--json", "--target", "lab1/row-a", "--at", "9999-12-31"],
+        ["audit", "who", "--json", "--target", "lab1/row-a", "--at", "0001-01-01"],
+        ["history", "lab1/row-a", "--json", "--since", "0001-01-01", "--until", "9999-12-31"],
+        ["history", "lab1/row-a", "--json", "--since", "9999-12-30", "--until", "9999-12-31"],
+        ["history", "lab1/row-a", "--json", "--since", "0001-01-01", "--until", "0001-01-02"],
+    ],
+    ids=" ".join,
+)
+def test_a_time_beyond_what_influxdb_can_date_is_answered_all_the_same(
+    question: list[str],
+    both: Both,
+    influx: InfluxConfig,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = config_of(influx, tmp_path)
+    answers = []
+    for source in (["--ledger", str(both.file.path)], ["--config", str(config)]):
+        status = run([*question, *source])
+        said = capsys.readouterr()
+        assert said.err == ""
+        answer = json.loads(said.out)
+        answers.append((status, answer["history"] if question[0] == "history" else answer))
     assert answers[0] == answers[1]
 
 
