@@ -6,6 +6,8 @@ What its library does otherwise, and what is done about it here:
 - After an error that is no passing one it goes on with the next batch, so that a record sent again
   afterwards would come behind newer ones. So the line ends at the first such error, at once, on the
   library's own thread; who sends takes the unacknowledged ones to the next line.
+- After a record that the brokers refuse it sends nothing any more, of no topic, and fails whatever it is
+  given with that record's error, as if all of it had been refused. So the line ends there too.
 - `close` waits for what was sent, and gives up without closing. So a line that is dropped is ended by
   its sender, and is gone before another one is opened: an old one that comes to life would send twice.
 - It has no bound on what it buffers: who sends has one.
@@ -118,11 +120,13 @@ class Line:
         self._told(mark, "")
 
     def _failed(self, mark: object, error: Exception) -> None:
+        if self.ended:
+            return  # what fails with the first is for the next line
         if type(error).__name__ in _REFUSALS:
             self._told(mark, _words(error))
-        elif not self.ended:
+        else:
             self.failed = mark
-            self.end(_words(error))
+        self.end(_words(error))
 
     def end(self, why: str) -> None:
         """Take no more and send nothing more, from this moment. Any thread; the first reason stays."""

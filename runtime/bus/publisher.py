@@ -394,6 +394,7 @@ class Publisher:
                 return
             self._why = line.ended
             self._line, self._ended = None, line
+            self._hear(now)  # the last that it told, before the rest is for the next one
             for lane in lanes:
                 lane.backlog.rewind()
             if line.failed is not None:  # else the others would end with each line that this topic ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from support.kafka_broker import Node
 from support.sites import ONE_HOST, site_from
 
 from runtime.bus import publisher as publishing
+from runtime.bus.clients import connect
 from runtime.bus.keys import Keys
 from runtime.bus.provision import ensure
 from runtime.bus.publish_metrics import PublishMetrics
@@ -145,6 +147,33 @@ def test_a_broker_that_is_stopped_and_comes_back_has_everything_in_order(
     assert firsts(arrived(kafka, 299)) == list(range(300))
 
 
+def test_a_broker_that_dies_again_while_the_spool_drains_has_everything_in_order(
+    broker: Node, tmp_path: pathlib.Path
+) -> None:
+    kafka = at(broker)
+    provision(kafka)
+    count = 40_000
+    with publisher(kafka, tmp_path) as said:
+        said.send(frames(0, 1))
+        assert said.flush(20.0)
+        broker.kill()
+        for first in range(1, count, 1_000):
+            said.send(frames(first, 1_000))
+            until(lambda: said.state().queued == 0)
+        until(lambda: said.state().spooled == count)
+        broker.start()
+        until(lambda: said.state().sent > 2_000)
+        broker.kill()
+        left = said.state().waiting
+        assert 0 < left < count, "it was at it"
+        said.send(frames(count + 1, 100))
+        until(lambda: said.state().away)
+        broker.start()
+        assert said.flush(60.0)
+        assert (said.state().sent, said.state().lost) == (count + 101, 0)
+    assert firsts(arrived(kafka, count + 100, within_s=60.0)) == list(range(count + 101))
+
+
 def test_a_broker_that_hangs_for_long_gets_what_was_in_flight_again_and_nothing_out_of_order(
     broker: Node, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,8 +293,10 @@ def test_a_full_disk_leaves_a_ring_in_memory_and_goes_on_when_there_is_room(
         assert state.waiting + state.lost == 1_000
         assert state.waiting > 0
         full = False
-        until(lambda: said.state().spooled == state.waiting)
-        assert not said.state().disk
+        until(lambda: (kept := said.state()).spooled == kept.waiting > 0)
+        state = said.state()
+        assert state.waiting + state.lost == 1_000
+        assert not state.disk
 
 
 def test_a_damaged_spool_is_set_aside_and_publishing_goes_on(
@@ -320,6 +351,26 @@ def test_a_message_that_kafka_refuses_is_counted_and_the_next_one_goes_out(kafka
         until(lambda: said.state().sent == 9)
         assert said.state().topics[0].lost == {"refused": 1}
     assert arrived(kafka, 9) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_a_message_that_the_brokers_refuse_takes_no_other_with_it(
+    kafka: KafkaConfig, tmp_path: pathlib.Path
+) -> None:
+    provision(kafka, DEAD)
+    admin = connect("KafkaAdminClient", kafka, 10.0).client
+    narrow = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "2000"}}
+    admin.create_topics({kafka.topic(GPUS): narrow})
+    admin.close()
+    too_large = GpuFrame(at=5, source=random.Random(1).randbytes(4_000).hex(), subject=HOST, gpus=())
+    with publisher(kafka, tmp_path) as said:
+        said.send([*frames(0, 5), too_large, *frames(6, 94), *letters(50)])
+        assert said.flush(20.0)
+        said.send([*frames(100, 10), *letters(1)])  # after the refusal
+        assert said.flush(20.0)
+        until(lambda: said.state().connected)
+        state = {each.topic: (each.sent, each.lost) for each in said.state().topics}
+        assert state == {GPUS: (109, {"refused": 1}), DEAD: (51, {})}
+    assert firsts(arrived(kafka, 109)) == [number for number in range(110) if number != 5]
 
 
 def test_the_metrics_say_what_became_of_messages(kafka: KafkaConfig) -> None:
