@@ -340,7 +340,8 @@ class HostAgent:
         kept.recent = (*kept.recent[1 - RECENT :], command.id)
         why_not = refusal(command, kept, self._actuators, now, self._share)
         if why_not:
-            self._say(out, Refused, now, command, why_not)
+            fences = {"fenced_by": kept.epoch} if command.lease.epoch < kept.epoch else {}
+            self._say(out, Refused, now, command, why_not, fences)
             return
         assert isinstance(command, GpuCommand)
         self._kept = kept

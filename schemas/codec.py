@@ -13,13 +13,15 @@ from typing import Any
 import msgspec
 
 from schemas.commands import Command
-from schemas.envelope import DeadLetter, Event
+from schemas.envelope import DeadLetter, Event, Tick
 from schemas.instants import HOUR, Instant
 from schemas.operators import LONGEST_PIN, Pin
+from schemas.outcomes import Outcome, Refused
 from schemas.topics import TYPES
 
 _UNION: Any = reduce(or_, TYPES)
 _END: Instant = 253_402_300_800_000  # the year 10000: what no calendar here can tell
+_COUNTED = 1 << 53  # what every reader of JSON holds exactly
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(_UNION)
 
@@ -37,7 +39,8 @@ def decode(payload: bytes) -> Event:
     """The message in `payload`.
 
     Raises Malformed when it is no JSON, of no known type, lacks or mistypes a field, speaks of a time
-    that no file, database or sentence takes, or pins for longer than a pin may hold.
+    that no file, database or sentence takes, pins for longer than a pin may hold, or bears an epoch or an
+    offset that cannot be counted on from.
     """
     try:
         event = _decoder.decode(payload)
@@ -47,10 +50,19 @@ def decode(payload: bytes) -> Event:
     if isinstance(event, Command):
         _hold_to_calendar("issued_at", event.lease.issued_at)
         _hold_to_calendar("expires_at", event.lease.expires_at)
+        _hold_to_count("epoch", event.lease.epoch)
     elif isinstance(event, Pin):
         _hold_to_calendar("expires_at", event.expires_at)
         if event.expires_at - event.at > LONGEST_PIN:
             raise Malformed(f"a pin holds for at most {LONGEST_PIN // (24 * HOUR)} days")
+    elif isinstance(event, Tick):
+        _hold_to_count("epoch", event.epoch)
+        for topic, offset in event.upto.items():
+            _hold_to_count(f"upto.{topic}", offset)
+    elif isinstance(event, Outcome):
+        _hold_to_count("epoch", event.epoch)
+        if isinstance(event, Refused):
+            _hold_to_count("fenced_by", event.fenced_by)
     return event
 
 
@@ -67,3 +79,8 @@ def decode_or_bury(payload: bytes, *, topic: str, source: str, subject: str, at:
 def _hold_to_calendar(name: str, at: Instant) -> None:
     if not 0 <= at < _END:
         raise Malformed(f"`{name}` must be in milliseconds from 1970 to the year 9999, and is {at}")
+
+
+def _hold_to_count(name: str, count: int) -> None:
+    if not 0 <= count < _COUNTED:
+        raise Malformed(f"`{name}` must be from 0 to {_COUNTED - 1}, and is {count}")

@@ -44,7 +44,11 @@ class Lapsed(Outcome, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(Outcome, frozen=True, kw_only=True, tag=True):
-    """Not attempted: fenced by a newer epoch, expired on arrival, unknown target, out of limits."""
+    """Not attempted: fenced by a newer epoch, expired on arrival, unknown target, out of limits.
+
+    `fenced_by` is the higher epoch that the target has obeyed; 0 where that is not the reason."""
+
+    fenced_by: int = 0
 
 
 class Failed(Outcome, frozen=True, kw_only=True, tag=True):

@@ -272,6 +272,7 @@ def test_a_lower_epoch_is_fenced_and_a_higher_one_takes_over() -> None:
     (refused,) = stand.give(lock(MAX_MHZ, stand.now + 1, epoch=1))
     assert isinstance(refused, Refused)
     assert refused.detail == "epoch 1 is fenced: 2 has been seen"
+    assert (refused.epoch, refused.fenced_by) == (1, 2)
     assert stand.boards.writes == []
     # The new controller's clock may be behind the old one's.
     assert kinds(stand.give(lock(1005, stand.now - 30 * SECOND, epoch=3))) == [

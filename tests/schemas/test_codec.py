@@ -13,6 +13,7 @@ from schemas.codec import Malformed, decode, decode_or_bury, encode
 from schemas.commands import Lease, LockClocks
 from schemas.envelope import DeadLetter, Event, Tick
 from schemas.operators import LONGEST_PIN, Pin
+from schemas.outcomes import Refused
 from schemas.samples import FeedSample, GpuFrame
 from schemas.topics import TYPES
 
@@ -142,6 +143,21 @@ def test_a_time_that_no_calendar_has_is_refused_wherever_it_stands(beyond: int) 
             decode(payload)
     with pytest.raises(Malformed, match="`expires_at` must be in milliseconds"):
         decode(encode(pin(beyond)))
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 53, 1 << 80])
+def test_an_epoch_or_offset_that_nobody_can_count_on_from_is_refused_wherever_it_stands(count: int) -> None:
+    lease = Lease(epoch=count, issued_at=0, expires_at=1, on_expiry="hold")
+    events: list[Event] = [
+        Tick(at=1, source="x", subject="y", epoch=count),
+        Tick(at=1, source="x", subject="y", upto={"windrow.gpus": count}),
+        LockClocks(at=1, source="x", subject="y", lease=lease, max_mhz=1, because="b"),
+        Refused(at=1, source="x", subject="y", command="c", epoch=count),
+        Refused(at=1, source="x", subject="y", command="c", epoch=1, fenced_by=count),
+    ]
+    for event in events:
+        with pytest.raises(Malformed, match=f"must be from 0 to 9007199254740991, and is {count}"):
+            decode(encode(event))
 
 
 def test_nobody_pins_for_longer_than_a_pin_may_hold() -> None:

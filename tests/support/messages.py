@@ -13,8 +13,13 @@ from schemas.topics import TYPES
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)  # surrogates are no UTF-8
 _INTEGERS = st.integers(-(2**63), 2**63 - 1)
 _INSTANTS = st.integers(0, 253_402_300_799_999)  # to the end of the year 9999
-_TIMES = ("at", "issued_at", "expires_at")
+_COUNTS = st.integers(0, (1 << 53) - 1)
 _FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+_NAMED: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("at", "issued_at", "expires_at"), _INSTANTS),
+    **dict.fromkeys(("epoch", "fenced_by"), _COUNTS),
+    "upto": st.dictionaries(_TEXTS, _COUNTS, max_size=3),
+}
 
 
 def messages(*kinds: type[Event]) -> st.SearchStrategy[Event]:
@@ -37,7 +42,7 @@ def _structs(info: Any, without: tuple[str, ...] = ()) -> st.SearchStrategy[Any]
 
 
 def _of(field: mi.Field) -> st.SearchStrategy[Any]:
-    return _INSTANTS if field.name in _TIMES else _values(field.type)
+    return _NAMED[field.name] if field.name in _NAMED else _values(field.type)
 
 
 def _values(info: mi.Type) -> st.SearchStrategy[Any]:
