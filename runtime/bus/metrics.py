@@ -51,8 +51,12 @@ class BusMetrics:
     def owned(self, row: str, epoch: int, seconds: float) -> None:
         """The row is this worker's, so long after it was assigned."""
         self._owned.labels(row).set(1)
-        self._epoch.labels(row).set(epoch)
+        self.claimed(row, epoch)
         self._recovery_s.observe(seconds)
+
+    def claimed(self, row: str, epoch: int) -> None:
+        """The row is beaten under this epoch."""
+        self._epoch.labels(row).set(epoch)
 
     def dropped(self, row: str) -> None:
         """The row is this worker's no more."""

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import faust
 import msgspec
@@ -33,7 +33,8 @@ from runtime.clock import Clock
 from runtime.config import Setup
 from runtime.hosts.faust_transport import Fetch, FetchConsumer, FetchSchema, fetching
 from runtime.hosts.partition import TOPICS, Done, Partition, Unplaced
-from runtime.hosts.recall import SNAPSHOTS, Words, newest_snapshots, words_of
+from runtime.hosts.placing import Bounds, begun, restored
+from runtime.hosts.recall import SNAPSHOTS, newest_snapshots, words_of
 from runtime.hosts.row_log import TICKS, RowLog, Snapshot
 from runtime.hosts.site_fold import LOOK_BACK as SITE_LOOK_BACK
 from runtime.hosts.site_fold import SUMMARIES, SiteFold
@@ -60,19 +61,6 @@ _FRAMES = 200
 _LONGEST_WAIT_S = 0.5
 _LEAVING_S = 2.0
 _SILENT_S = 5.0  # without a message, though ticks were sent, before people are told (our choice)
-
-
-class Bounds(NamedTuple):
-    """Where a partition's log begins and ends, and where its recent part begins."""
-
-    begin: int
-    end: int
-    recent: int
-
-    @classmethod
-    def of(cls, tp: TP, begins: Mapping[TP, int], ends: Mapping[TP, int], recent: Mapping[TP, int]) -> Bounds:
-        """Those of one partition; without a recent message the recent part begins at the end."""
-        return cls(begins[tp], ends[tp], recent.get(tp, ends[tp]))
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,7 +176,7 @@ class FaustHost:
         self._partitions: dict[int, Partition] = {}
         self._speaking: dict[str, tuple[Speaker, asyncio.Task[None]]] = {}
         self._placed_at: dict[str, float] = {}
-        self._owned: set[str] = set()
+        self._owned: dict[str, int] = {}  # and under which epoch
         self._losses = 0
         self.lag: dict[str, int] = {}
         """By topic, the messages that are still to be read."""
@@ -287,13 +275,19 @@ class FaustHost:
 
         def bounds(number: int) -> dict[str, Bounds]:
             places = {topic: TP(self._kafka.topic(topic), number) for topic in TOPICS}
-            return {topic: Bounds.of(tp, begins, ends, recent) for topic, tp in places.items()}
+            return {
+                topic: Bounds(begins[tp], ends[tp], recent.get(tp, ends[tp])) for topic, tp in places.items()
+            }
 
-        logs = {path: self._restored(path, snapshots.get(path), bounds(_number(path))) for path in rows}
+        loops = {path: RowLoop(self._site_rows[path], self._setup.policy, epoch=0) for path in rows}
+        logs = {
+            path: restored(loop, self._worker, snapshots.get(path), bounds(_number(path)))
+            for path, loop in loops.items()
+        }
         cold = [path for path, (log, _) in logs.items() if log.cold]
         words = await asyncio.to_thread(words_of, self._kafka, cold, self._clock.now()) if cold else {}
         uptos = {
-            path: upto if path not in words else self._begun(log, words[path], bounds(_number(path)))
+            path: upto if path not in words else begun(log, words[path], bounds(_number(path)))
             for path, (log, upto) in logs.items()
         }
         placed = []
@@ -314,33 +308,6 @@ class FaustHost:
             return {}
         since = await consumer.at_time([summaries], self._clock.now() - SITE_LOOK_BACK)
         return since or dict(await consumer.highwaters(summaries))
-
-    def _restored(
-        self, path: str, snapshot: bytes | None, bounds: Mapping[str, Bounds]
-    ) -> tuple[RowLog, Mapping[str, int]]:
-        """A row as its snapshot has it, and by topic where its log is to be read on; cold where there is
-        none to go on from."""
-        log = RowLog(RowLoop(self._site_rows[path], self._setup.policy, epoch=0), worker=self._worker)
-        upto = log.restore(snapshot)
-        if any(upto.get(topic, 0) > bound.end for topic, bound in bounds.items()):
-            _LOG.error("%s begins anew: its snapshot is of another log, longer than this one", path)
-            epoch, log = log.epoch, RowLog(log.loop, worker=self._worker)
-            log.above(epoch)
-        elif log.refusal:
-            _LOG.warning("%s begins anew: %s", path, log.refusal)
-        return log, upto
-
-    def _begun(self, log: RowLog, words: Words, bounds: Mapping[str, Bounds]) -> Mapping[str, int]:
-        """A row that begins anew, told what outlives it; by topic, where its log is to be read from.
-
-        It does no beat of the log: what those took in may be gone. Its first takes in what came since the
-        last of them, as it does for whoever follows the log.
-        """
-        log.remind(words.told)
-        log.above(words.epoch)
-        log.passed(TICKS, bounds[TICKS].end)
-        recent = {topic: max(words.upto.get(topic, 0), bound.recent) for topic, bound in bounds.items()}
-        return recent | {TICKS: bounds[TICKS].end}
 
     async def _read(self, stream: Any) -> None:
         async for fetch in stream.noack():
@@ -392,20 +359,24 @@ class FaustHost:
             if not log.mine(beat):
                 speaker.ahead.pass_by(beat)
                 self._metrics.redone(row)
-                if row in self._owned:
-                    self._owned.discard(row)
+                if self._owned.pop(row, None) is not None:
                     self._metrics.lost(row)
                     _LOG.warning("%s was claimed by %s under epoch %d", row, log.owner, log.epoch)
                 continue
             for earlier in redone:
                 speaker.add(earlier)
             speaker.add(beat)
-            self._observe(beat if row in self._owned else self._own(row, log, beat))
+            if row not in self._owned:
+                beat = self._own(row, log, beat)
+            elif beat.tick.epoch > self._owned[row]:
+                self._metrics.claimed(row, beat.tick.epoch)
+                _LOG.warning("%s: its hosts had obeyed a higher epoch; it is %d now", row, beat.tick.epoch)
+            self._owned[row] = beat.tick.epoch
+            self._observe(beat)
 
     def _own(self, row: str, log: RowLog, beat: Beat) -> Beat:
         """The first beat of a row that is this worker's; the same for whoever observes, with the trouble
         that stood before it."""
-        self._owned.add(row)
         seen = log.view(beat.tick.at)
         self._speaking[row][0].ahead.adopt(seen)
         took_s = self._clock.monotonic() - self._placed_at[row]
@@ -457,18 +428,45 @@ class FaustHost:
         self._silent = silent
 
     async def _cover(self) -> None:
-        """Commit what snapshots cover, and look how far behind reading is, until the app stops."""
+        """Commit what snapshots cover, and look how far reading is and what it waits for, until the app
+        stops."""
+        lacking: dict[str, str] = {}
         while not self._app.should_stop:
             await asyncio.sleep(self._pace.commit_ms / 1000)
             await self._commit()
-            self.lag = {topic: self._behind(topic) for topic in TOPICS}
+            partitions = [(each, self._ends(each.number)) for each in self._partitions.values()]
+            self.lag = {
+                topic: sum(partition.lag(topic, ends.get(topic, 0)) for partition, ends in partitions)
+                for topic in TOPICS
+            }
+            before, lacking = lacking, {}
+            for partition, ends in partitions:
+                for path, log in list(partition.rows.items()):
+                    if why := log.lacks(ends):
+                        lacking[path] = why
+                        if before.get(path) == why:  # and not for a moment, as while a leader changes
+                            await self._begin_anew(partition, path, why)
 
-    def _behind(self, topic: str) -> int:
-        name, consumer = self._kafka.topic(topic), self._consumer
-        return sum(
-            partition.lag(topic, consumer.end(TP(name, number)))
-            for number, partition in self._partitions.items()
-        )
+    def _ends(self, number: int) -> dict[str, int]:
+        """Where a partition's log ends, by topic, where that is known."""
+        consumer = self._consumer
+        ends = {topic: consumer.end(TP(self._kafka.topic(topic), number)) for topic in TOPICS}
+        return {topic: end for topic, end in ends.items() if end is not None}
+
+    async def _begin_anew(self, partition: Partition, path: str, why: str) -> None:
+        """A row whose recorded ticks name what is not in its log, and which would wait for ever."""
+        try:
+            words = (await asyncio.to_thread(words_of, self._kafka, [path], self._clock.now()))[path]
+        except BusError as error:
+            _LOG.warning("%s: what it is to be told cannot be read: %s", path, error)
+            return
+        log = partition.rows.get(path)
+        if log is not None and path in self._speaking and why == log.lacks(self._ends(partition.number)):
+            _LOG.error("%s begins anew: %s", path, why)
+            log.forget()
+            log.remind(words.told)
+            log.above(words.epoch)
+            self._wake.set()
 
     async def _commit(self) -> None:
         covered = {
@@ -585,7 +583,7 @@ class FaustHost:
         speaker.close()
         for event in speaker.ahead.waiting:  # what was done stays done, and is proved
             self._send_soon(LEDGER, self._site, codec.encode(event))
-        self._owned.discard(row)
+        self._owned.pop(row, None)
         self._watchdog.forget(row)
         self._metrics.dropped(row)
 

@@ -92,13 +92,14 @@ class FetchConsumer(driver.Consumer):
         """What was committed of a partition."""
         return self._committed_offset.get(tp) or default
 
-    def end(self, tp: TP) -> int:
-        """The offset that a partition's log ended before when it was last fetched; 0 where that is not
+    def end(self, tp: TP) -> int | None:
+        """The offset that a partition's log ended before when it was last fetched; None where that is not
         known, as while partitions change hands."""
         try:
-            return self.highwater(tp) or 0
+            end: int | None = self.highwater(tp)
         except (AssertionError, KafkaError):  # the group's thread may just have given it away
-            return 0
+            return None
+        return end
 
     async def cover(self, offsets: Mapping[TP, int]) -> bool:
         """Commit: nothing below these offsets is needed any more. False where the brokers would not; what

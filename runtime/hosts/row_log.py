@@ -19,7 +19,8 @@ waits for them.
 plus one. The first tick of an epoch in the log makes its source the row's owner; ticks of lower epochs,
 and of other sources under that epoch, are passed over from there on by everyone. A host that reads a
 higher epoch than its own owns the row no longer, at once, and claims it again only when the other has
-been silent.
+been silent. What agents say shows which epochs they have obeyed: where one is above all that the log knows
+(the row ran on one machine before, or the brokers are new), the owner claims its own row anew above that.
 
 **State** is the last snapshot and the log since. A host that has neither begins `anew`: its claim says so,
 and what outlives a row's memory (people's words, open troubles, the last decision) comes with it.
@@ -42,6 +43,7 @@ from runtime.row_loop import Beat, RowLoop, RowState
 from schemas import codec
 from schemas.envelope import Event, Tick
 from schemas.instants import Instant, Span, to_text
+from schemas.outcomes import Outcome, Refused
 from schemas.topics import BY_TYPE, TOPICS
 
 TICKS = BY_TYPE[Tick].name
@@ -131,7 +133,7 @@ class RowLog:
         return self._done.upto
 
     def above(self, epoch: int) -> None:
-        """Epochs up to this one have been used, as the ledger's commands say: a claim goes above them. The
+        """Epochs up to this one have been used, as commands and outcomes say: a claim goes above them. The
         log of ticks forgets after its retention, host agents do not."""
         self._least = max(self._least, epoch)
 
@@ -178,6 +180,25 @@ class RowLog:
         _, tick = self._ticks[0]
         upto, read = tick.upto[topic], self._read.get(topic, 0)
         return f"the beat of {to_text(tick.at)} waits for {topic} up to {upto}, read to {read}"
+
+    def lacks(self, ends: Mapping[str, int]) -> str:
+        """What the next recorded tick names, and the log does not hold, in words: it was cut below what that
+        tick's owner had read, or the tick is forged. `ends` is by topic where the log ends."""
+        topic = self._lacking()
+        if topic not in ends or self._read.get(topic, 0) < ends[topic]:
+            return ""
+        return f"{self.waits}, and ends there"
+
+    def forget(self) -> None:
+        """Give up what is remembered and what is still to be redone, for the recorded ticks cannot be done:
+        this host claims the row, which begins anew (see `remind`). Whoever else reads the log and waits for
+        the same must forget too."""
+        self._state = None
+        self._ticks.clear()
+        self._unsure.clear()
+        self.redone = ()
+        self._proposed = None
+        self._claimed = 0
 
     # -- beating ----------------------------------------------------------------------------------
 
@@ -307,6 +328,9 @@ class RowLog:
                 self.unread += 1
             else:
                 inputs.append(word)
+        for event in inputs:
+            if isinstance(event, Outcome):  # in a beat of its own, not before: then all older claims are read
+                self.above(event.fenced_by if isinstance(event, Refused) else event.epoch)
         self._metronome.beaten(tick.at)
         for event in self._unheard():
             self._metronome.hear(event)
@@ -331,7 +355,7 @@ class RowLog:
 
     def _tick(self, now: Instant) -> Tick:
         anew = self.cold
-        if not self.owns:
+        if not self.owns or self._least > self.epoch:
             self._claimed = max(self.epoch, self._least) + 1
         upto = {topic: held[-1][0] + 1 for topic, held in self._held.items() if held}
         return Tick(

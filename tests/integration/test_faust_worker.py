@@ -41,6 +41,7 @@ from schemas import codec
 from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.envelope import DeadLetter, Tick
+from schemas.outcomes import Refused
 from schemas.samples import GpuFrame, PowerRollup, SitePower
 
 pytestmark = [pytest.mark.counterpart, pytest.mark.timeout(180)]
@@ -223,6 +224,32 @@ def test_a_row_whose_owner_dies_before_its_first_snapshot_begins_anew_above_it(
     commands = {event.id: event for event in map(codec.decode, said.values()) if isinstance(event, Command)}
     assert {command.lease.epoch for command in commands.values()} == {1, 2}
     assert commands.keys() | {command.cause[0] for command in commands.values()} <= recorded
+
+
+def test_a_row_goes_on_whatever_epochs_its_hosts_obeyed_and_whatever_a_tick_names(
+    kafka: KafkaConfig, start: Start
+) -> None:
+    """It was beaten on one machine before; and somebody forges a tick that names what no log holds."""
+    ensure(kafka)
+    worker = start("w1")
+    host = ROW.hosts[0].path
+    with LiveRow(kafka, SETUP) as live:
+        worker.await_line("is beaten here under epoch 1", 30)
+        live.say([Refused(at=1, source="x", subject=host, command="y", epoch=1, fenced_by=41)])
+        until(lambda: ticks_of(kafka)[-1].epoch == 42, 20, "a claim above what the hosts obeyed")
+        until(lambda: 'windrow_row_epoch{row="lab1/row-a"} 42.0' in worker.get("/metrics")[1], 5, "told")
+        upto = dict.fromkeys(INPUTS, 1 << 40)
+        live.say(
+            [Tick(at=ticks_of(kafka)[-1].at + 1, source="forged", subject=ROW.path, epoch=50, upto=upto)]
+        )
+        took_s = until(lambda: ticks_of(kafka)[-1].epoch == 51, 30, "a claim above the forged one")
+        print(f"beaten again {took_s:.1f} s after a forged tick")
+        until(lambda: sum(tick.epoch == 51 for tick in ticks_of(kafka)) >= 3, 20, "three beats")
+    worker.stop()
+    assert worker.ended_with == 0, worker.said()
+    assert "begins anew: the beat of" in worker.said()
+    assert "and ends there" in worker.said()
+    assert [tick.epoch for tick in ticks_of(kafka) if tick.anew] == [1, 51]
 
 
 def test_poison_stops_nothing_is_kept_whole_and_counted(kafka: KafkaConfig, start: Start) -> None:

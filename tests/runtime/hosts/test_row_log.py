@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
+from itertools import groupby
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rigs import START, in_band, rig_of, row_text, setup_of
+from support.rigs import START, Memory, in_band, rig_of, row_text, setup_of
 from support.row_logs import Member, Partition, said
 
 from controllers.policy import DEFAULT_POLICY
 from runtime.hosts.row_log import HELD_AT_MOST, INPUTS, TICKS, RowLog
 from runtime.row_loop import Beat, RowLoop
+from runtime.wiring import TwinRig, on_twin, plant_of
 from schemas import codec
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.instants import MINUTE, SECOND, Instant
 from schemas.operators import Pin
+from schemas.outcomes import Refused, Verified
 from schemas.samples import FeedSample, GpuFrame, UpsSample
-from schemas.topics import topic_of
+from schemas.topics import BY_TYPE, topic_of
 from twin.workload import Burst, LoadProfile
 
 ROW = "lab1/row-a"
 GPUS = topic_of(GpuFrame(at=0, source="", subject="", gpus=())).name
 POWER = topic_of(FeedSample(at=0, source="", subject="", power_w=None)).name
+OUTCOMES = BY_TYPE[Refused].name
 POLICY = msgspec.structs.replace(
     in_band(), guardrails=msgspec.structs.replace(DEFAULT_POLICY.guardrails, dwell_ms=10 * SECOND)
 )
@@ -336,6 +342,43 @@ def test_a_recorded_tick_waits_for_the_inputs_it_names() -> None:
     assert log.take(POWER, 5, feed(START)) == [], "delivered again"
 
 
+def test_a_row_whose_recorded_tick_names_what_its_log_does_not_hold_can_begin_anew_above_it() -> None:
+    """Its log was cut, or somebody forged the tick: nobody will ever do that beat."""
+    log = RowLog(loop(), worker="one")
+    claim = log.propose(START)
+    assert claim is not None
+    log.take(TICKS, 0, claim)
+    log.take(POWER, 0, feed(START + 1))
+    log.take(TICKS, 1, Tick(at=START + 2, source="forged", subject=ROW, epoch=7, upto={POWER: 9}))
+    assert log.propose(START + MINUTE) is None, "recorded beats come first"
+    assert not log.lacks({}), "where the log ends is not known"
+    assert not log.lacks({POWER: 2}), "there is more to read"
+    why = log.lacks({POWER: 1})
+    assert why.endswith("waits for windrow.power up to 9, read to 1, and ends there")
+    log.forget()
+    log.remind([last_decision()])
+    anew = log.propose(START + MINUTE)
+    assert anew is not None
+    assert (anew.epoch, anew.anew) == (8, True)
+    (beat,) = log.take(TICKS, 2, anew)
+    assert log.mine(beat)
+    assert [type(event) for event in beat.inputs] == [FeedSample, Decision]
+    assert beat.decision.mode == "B"
+    assert log.redone == ()
+
+
+def test_a_tick_that_names_less_than_was_taken_in_takes_nothing_twice() -> None:
+    log = RowLog(loop(), worker="reader")
+    for offset in range(3):
+        log.take(POWER, offset, feed(START + offset))
+    (first,) = log.take(
+        TICKS, 0, Tick(at=START, source="x", subject=ROW, epoch=1, anew=True, upto={POWER: 2})
+    )
+    (back,) = log.take(TICKS, 1, Tick(at=START + 1, source="x", subject=ROW, epoch=1, upto={POWER: 0}))
+    (on,) = log.take(TICKS, 2, Tick(at=START + 2, source="x", subject=ROW, epoch=1, upto={POWER: 3}))
+    assert [len(beat.inputs) for beat in (first, back, on)] == [2, 0, 1]
+
+
 def test_what_comes_after_a_tick_is_not_of_its_beat() -> None:
     log = RowLog(loop(), worker="reader")
     log.take(POWER, 3, feed(START))
@@ -409,6 +452,61 @@ def test_a_snapshot_of_another_policy_is_refused_in_words_and_its_epoch_kept() -
     assert claim is not None
     assert claim.anew
     assert claim.epoch == 6
+
+
+def on_the_bus(log: RowLog, rig: TwinRig, now: Instant, offsets: Counter[str]) -> list[Beat]:
+    """A second of a host on the row's log, with the agents of a rig that ran until then."""
+
+    def put(events: Iterable[Event]) -> list[Beat]:
+        beats: list[Beat] = []
+        for event in events:
+            topic = topic_of(event).name
+            beats += log.take(topic, offsets[topic], event)
+            offsets[topic] += 1
+        return beats
+
+    rig.plant.advance(now)
+    put(rig.host.samples.gather(now))
+    tick = log.propose(now)
+    beats = put([tick]) if tick is not None else []
+    commands = [command for beat in beats if log.mine(beat) for command in beat.commands]
+    put(rig.host.agents.step(commands, now))
+    return beats
+
+
+def test_a_row_whose_hosts_obeyed_a_higher_epoch_is_claimed_above_it_and_obeyed_again() -> None:
+    """As when it ran on one machine before, or on brokers that are lost: the log knows nothing of it."""
+    plant = plant_of(SETUP, seed=1, start=START, load=BUSY)
+    rig = on_twin(plant, SETUP, ledger=Memory(), epoch=41)
+    rig.host.run(until=START + 10 * SECOND)
+    log = RowLog(loop(), worker="on Kafka")
+    offsets: Counter[str] = Counter()
+    beats: list[Beat] = []
+    for second in range(11, 60):
+        beats += on_the_bus(log, rig, START + second * SECOND, offsets)
+    assert [epoch for epoch, _ in groupby(beat.tick.epoch for beat in beats)] == [1, 42]
+    refused = {e.detail for beat in beats for e in beat.inputs if isinstance(e, Refused)}
+    assert "epoch 1 is fenced: 41 has been seen" in refused
+    assert any(isinstance(event, Verified) and event.epoch == 42 for beat in beats for event in beat.inputs)
+    assert log.owns
+
+
+def test_a_host_claims_no_row_again_for_what_its_agents_say_of_another_owner() -> None:
+    """It hears of the higher epoch from an agent, and has not yet read the claim that stands in the log."""
+    host = RowLog(loop(), worker="one")
+    claim = host.propose(START)
+    assert claim is not None
+    host.take(TICKS, 0, claim)
+    word = Refused(
+        at=START + 1, source="agent", subject=f"{ROW}/r01/h01", command="x", epoch=1, fenced_by=2, detail=""
+    )
+    host.take(OUTCOMES, 0, word)
+    own = host.propose(START + 2 * SECOND)
+    assert own is not None
+    assert own.epoch == 1, "it may be behind: its next tick comes back after whatever is in the log"
+    host.take(TICKS, 1, Tick(at=START + 1, source="other", subject=ROW, epoch=2))
+    host.take(TICKS, 2, own)
+    assert (host.epoch, host.owns, host.ignored) == (2, False, 1)
 
 
 def test_no_tick_under_a_foreign_subject_or_without_an_epoch_beats_the_row() -> None:
