@@ -205,7 +205,8 @@ class Spool:
             if index == len(self._segments) - 1:
                 self._seal()
             try:
-                records = [record for record, _ in _records(segment.path.read_bytes())]
+                # Behind it may stand the rest of a write that failed and could not be cut off.
+                records = [record for record, _ in _records(segment.path.read_bytes()[: segment.size])]
                 if len(records) < segment.count:
                     raise _Broken(f"holds {len(records)} of {segment.count} records")
             except (OSError, _Broken) as error:
@@ -301,6 +302,8 @@ def _records(content: bytes) -> Iterator[tuple[Record, int]]:
         if len(content) - at < _FRAME.size:
             raise _Broken("ends within a record", cut=True)
         check, length = _FRAME.unpack_from(content, at)
+        if not length and not content[at:].strip(b"\0"):  # a power cut took what was to stand there
+            raise _Broken("ends within a record", cut=True)
         if length > _LARGEST:
             raise _Broken(f"says at byte {at} that a record has {length} bytes")
         body = content[at + _FRAME.size : at + _FRAME.size + length]

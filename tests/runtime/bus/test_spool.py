@@ -3,6 +3,8 @@ it cannot be kept."""
 
 from __future__ import annotations
 
+import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -68,11 +70,15 @@ def test_two_processes_never_share_a_spool(spool: Spool, tmp_path: pathlib.Path)
     Spool(tmp_path).close()
 
 
-def test_what_a_killed_writer_had_begun_is_cut_off_and_counted(spool: Spool, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("left", "of_it"), [(36, b""), (0, b"\0" * 4096)], ids=["a kill", "a power cut"])
+def test_what_a_writer_had_begun_is_cut_off_and_counted(
+    spool: Spool, tmp_path: pathlib.Path, left: int, of_it: bytes
+) -> None:
     spool.append(0, records(*range(12)))
     spool.close()
     last = segments(tmp_path)[-1]
-    last.write_bytes(last.read_bytes()[:-3])
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) - FRAME + left] + of_it)
     again = Spool(tmp_path)
     assert kept(again) == list(range(11))
     assert again.lost == 1
@@ -124,6 +130,29 @@ def test_damage_met_while_reading_is_set_aside_and_the_rest_goes_on(
         spool.read(0)
     assert (caught.value.first, caught.value.end) == (0, int(newest.stem))
     assert kept(spool) == list(range(caught.value.end, 12))
+    spool.close()
+
+
+def test_a_disk_that_fails_in_a_write_and_will_not_have_it_cut_off_costs_nothing_that_was_whole(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.append(0, records(0, 1))
+    write = os.write
+
+    def half(handle: int, content: memoryview) -> int:
+        write(handle, content[:10])
+        raise OSError(errno.EIO, "Input/output error")
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", half)
+        broken.setattr(os, "truncate", read_only)
+        assert spool.append(2, records(2)) == 0
+    assert kept(spool) == [0, 1]
+    assert spool.append(2, records(2)) == 1, "into a segment of its own"
+    assert kept(spool) == [0, 1, 2]
     spool.close()
 
 
