@@ -62,3 +62,17 @@ def test_no_module_has_the_name_of_a_library(package: str) -> None:
 def test_tests_are_no_package() -> None:
     """With an `__init__.py` a folder of tests would hide the package that it mirrors."""
     assert sorted((PROJECT / "tests").rglob("__init__.py")) == []
+
+
+def test_the_drawn_tree_has_every_module_and_no_other() -> None:
+    text = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn: set[str] = set()
+    package = ""
+    for line in text.split("## The tree")[1].split("```")[1].splitlines():
+        name = line.split()[0] if line.strip() else ""
+        if name and not line.startswith(" "):
+            package = name
+        elif package.rstrip("/") in DESIGNED and not name.endswith("/"):
+            drawn.add(package + name)
+    paths = {str(m.relative_to(PROJECT).with_suffix("")) for each in DESIGNED for m in modules_of(each)}
+    assert drawn == {path for path in paths if not path.endswith("__init__")}
