@@ -10,17 +10,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from kafka import TopicPartition
 from support.influx_server import InfluxServer
 from support.processes import free_ports
 from support.rigs import START, rig_of, row_text, setup_of
 
 from runtime.archive import LEDGER_TOPIC, SERIES_TOPICS
+from runtime.bus.clients import connect
 from runtime.bus.settings import InfluxConfig, KafkaConfig
 from runtime.ledger import audit
 from runtime.ledger.book import LedgerUnreadable
@@ -258,6 +261,42 @@ def test_an_influxdb_that_hangs_holds_no_record_up_and_gets_its_points_later(
     assert archive.reasons() == []
     rollups = [event for event in said if isinstance(event, PowerRollup) and event.power_w is not None]
     assert counted(influx, "rollup", "power_w") == len(rollups)
+    assert archive.stop() < 5.0
+
+
+def test_what_kafka_deleted_while_influxdb_was_away_is_counted_and_the_rest_is_kept(
+    topics: KafkaConfig,
+    influx_server: InfluxServer,
+    archives: Callable[..., Running],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    influx = InfluxConfig(url=influx_server.url, org="windrow", bucket="windrow")
+    monkeypatch.setenv(influx.token_env, influx_server.token)
+
+    def farms(first: int, count: int) -> list[Event]:
+        return [
+            FarmSample(at=START + n, source="s", subject="lab1/farm", power_w=1.0)
+            for n in range(first, first + count)
+        ]
+
+    publish(topics, farms(0, 1))
+    archive = archives(topics, influx)
+    archive.until(lambda: archive.metrics().get("windrow_influx_written_points_total") == 1.0)
+    influx_server.stop()
+    publish(topics, farms(1, 1))
+    archive.until(lambda: archive.metrics().get("windrow_influx_request_failures_total", 0) >= 1)
+    archive.stop()  # and so long nobody starts it that the oldest of what waits is deleted
+    publish(topics, farms(2, 9))
+    admin = connect("KafkaAdminClient", topics, 10.0).client
+    number = zlib.crc32(ROW.encode()) % 2  # where the client above puts the key
+    admin.delete_records({TopicPartition(topics.topic("windrow.farms"), number): 6})
+    admin.close()
+    influx_server.start()
+    archive.start()
+    archive.until(lambda: archive.metrics().get("windrow_influx_written_points_total") == 5.0)
+    assert archive.metrics()['windrow_archive_skipped_messages_total{part="series"}'] == 5.0
+    assert counted(influx, "farm", "power_w") == 6
+    assert "5 messages were deleted before they were read" in (archive.folder / "log").read_text()
     assert archive.stop() < 5.0
 
 

@@ -81,6 +81,27 @@ def test_a_host_that_reads_a_replay_says_what_was_recorded(kafka: KafkaConfig, r
         publish(kafka, recording.events, epoch=1, clock=SystemClock())
 
 
+def test_a_replay_keeps_the_pace_that_was_asked_for(kafka: KafkaConfig, recording: Recording) -> None:
+    """Twenty times as fast: each tick comes to the bus when a twentieth of its time has passed."""
+    from kafka import TopicPartition
+
+    publish(kafka, recording.events, epoch=1, clock=SystemClock(), speed=20.0)
+    place = TopicPartition(kafka.topic(TICKS), partition_of(ROW.encode(), BY_NAME[TICKS].partitions))
+    consumer = connect("KafkaConsumer", kafka, 10.0, auto_offset_reset="earliest").client
+    came: list[tuple[int, int]] = []  # event time, and when the broker had it
+    try:
+        consumer.assign([place])
+        (end,) = consumer.end_offsets([place]).values()
+        while len(came) < end:
+            for messages in consumer.poll(500).values():
+                came += [(decode(message.value).at, message.timestamp) for message in messages]
+    finally:
+        consumer.close()
+    late = sorted(stamp - at / 20 for at, stamp in came)
+    assert came[-1][0] - came[0][0] >= 50 * SECOND
+    assert late[-1] - late[0] < 1_000, "none before its time, nor long after it"
+
+
 def test_nothing_is_replayed_where_a_site_may_live(kafka: KafkaConfig, recording: Recording) -> None:
     bare = msgspec.structs.replace(kafka, prefix="")
     with pytest.raises(BusError, match="only into topics with a prefix of their own"):
