@@ -187,7 +187,7 @@ class FaustHost:
         self._silent = False
         self._leaving = False
         fetching(app, self)
-        schema = FetchSchema()
+        schema = FetchSchema(key_type=bytes, value_type=bytes)
         rows_topic = app.topic(*self._names, schema=schema, acks=False)
         app.agent(rows_topic, name="rows", concurrency=1)(self._read)
         site_topic = app.topic(kafka.topic(SUMMARIES), schema=schema, acks=False)
