@@ -219,7 +219,10 @@ def actuating(
         )
     kafka = config.bus()
     kafka.for_kafka_python()  # says now what of it cannot be used
-    state.keep_config(config)
+    try:
+        state.keep_config(config)
+    except ConfigError as error:  # a full disk must not keep anybody from ending the leases it left behind
+        _LOG.error("%s; whoever speaks to this host has to name its --config", error)
     dry = all(actuator.kind == "dry_run" for actuator in config.actuators)
     paths = dict.fromkeys(actuator.host for actuator in config.actuators)
     hosts = [setup.site.hosts[path] for path in paths]

@@ -13,6 +13,7 @@ The small files are replaced whole: a kill or a power cut leaves the old one or 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import pathlib
 from collections.abc import Iterator
@@ -64,8 +65,14 @@ class StateDir:
     def locked(self) -> Iterator[None]:
         """Have the directory to oneself; raises Busy when another has it, ConfigError when it cannot be
         had at all. The lock goes with the process, however it ends."""
+        lock = self.path / "host.lock"
         try:
-            file = (self.path / "host.lock").open("a+")
+            try:
+                file = lock.open("a+")
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                file = lock.open()  # a disk gone read-only keeps no host from being taken up again
         except OSError as error:
             raise ConfigError(f"{self.path}: the state directory cannot be used: {error.strerror}") from error
         with file:

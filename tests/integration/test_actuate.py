@@ -262,3 +262,23 @@ def test_a_host_that_starts_without_kafka_is_safe_and_is_commanded_when_it_comes
         host.until_ready()
         cap = host.controller().lock(1500)
         host.verified(cap)
+
+
+def test_a_host_whose_state_directory_takes_no_file_is_taken_up_all_the_same(host: Actuated) -> None:
+    host.start()
+    host.until_ready()
+    host.verified(host.controller().lock(UNCAPPED_MHZ, ttl=15 * SECOND))
+    host.kill()
+    state = host.folder / "state"
+    files = [state / "host.json", *(state / "hosts").iterdir()]
+    for file in files:  # what is no file can be neither replaced nor read, whoever runs this
+        file.unlink()
+        (file / "in the way").mkdir(parents=True)
+    host.start()
+    eventually(lambda: host.machine.at_safe_share, "nobody else would end the lease that a kill left behind")
+    eventually(lambda: any("cannot be written" in o.detail for o in host.outcomes(Lapsed)), "it is told")
+    cap = host.controller(epoch=2).lock(1005)
+    assert "kept in memory only" in host.await_outcome(cap, Verified).detail
+    looser = host.controller(epoch=3).lock(UNCAPPED_MHZ)
+    assert host.await_outcome(looser, Refused).detail.startswith("it would loosen, and a killed agent could")
+    assert "host.json: cannot be written" in (host.folder / "actuate.log").read_text()

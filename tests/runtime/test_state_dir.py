@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import stat
@@ -49,6 +50,24 @@ def test_two_hosts_never_run_on_one_state(tmp_path: pathlib.Path) -> None:
         with pytest.raises(Busy, match="a host is running on this state directory"), state.locked():
             pass
     assert not state.busy()
+
+
+def test_a_disk_that_has_gone_read_only_is_locked_all_the_same(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir.made(tmp_path / "state")
+    with state.locked():
+        pass
+    opened = pathlib.Path.open
+
+    def read_only(path: pathlib.Path, mode: str = "r") -> object:
+        if mode != "r":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, mode)
+
+    monkeypatch.setattr(pathlib.Path, "open", read_only)
+    with state.locked(), pytest.raises(Busy), state.locked():
+        pass
 
 
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: pathlib.Path) -> None:
