@@ -341,6 +341,9 @@ class HostAgent:
         why_not = refusal(command, kept, self._actuators, now, self._share)
         if why_not:
             fences = {"fenced_by": kept.epoch} if command.lease.epoch < kept.epoch else {}
+            if command.subject == kept.host and command.lease.epoch > kept.epoch:
+                kept.epoch = command.lease.epoch  # it is refused, and still shows who commands now
+                self._save(kept, now)
             self._say(out, Refused, now, command, why_not, fences)
             return
         assert isinstance(command, GpuCommand)

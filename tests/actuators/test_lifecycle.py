@@ -282,6 +282,20 @@ def test_a_lower_epoch_is_fenced_and_a_higher_one_takes_over() -> None:
     ]
 
 
+def test_a_controller_is_fenced_by_a_newer_one_whose_command_was_refused(tmp_path: Path) -> None:
+    stand = Hosted("in_band", "brake", state_file=tmp_path / "h01.json")
+    stand.start()
+    stand.give(brake(stand.now, epoch=4))
+    (refused,) = stand.give(limit(150.0, stand.now + 1, epoch=5))
+    assert "only a clock lock releases it" in refused.detail
+    (fenced,) = stand.give(lock(MAX_MHZ, stand.now + 2, epoch=4))
+    assert fenced.detail == "epoch 4 is fenced: 5 has been seen", "else it would release the brake"
+    stand.restart()
+    (fenced,) = stand.give(lock(MAX_MHZ, stand.now + 3, epoch=4))
+    assert isinstance(fenced, Refused)
+    assert fenced.fenced_by == 5
+
+
 def test_a_command_that_comes_after_its_lease_is_refused() -> None:
     stand = Hosted()
     stand.start()
