@@ -192,7 +192,9 @@ class Reflex:
                 at = f"at {known[place]:g} °C" if place in known else "at an unknown temperature"
                 words = f"gpu{place} brakes itself for heat, {at}"
                 return _Trouble("overtemperature", words, known.get(place), limit), everything, False
-        return None, everything, everything and core < limit - BELOW_C
+        # A board whose memory is too hot says so by braking alone: unknown, that is no reason to let go.
+        told = None not in frame.event_reasons
+        return None, everything, everything and told and core < limit - BELOW_C
 
     def _power(self, frame: GpuFrame) -> tuple[_Trouble | None, bool, bool]:
         """The host's power by its GPUs' readings: the average of a second where the boards give one."""

@@ -223,6 +223,18 @@ def test_what_is_unknown_or_close_to_the_limit_does_not_end_a_hold(celsius: Read
     assert felt.is_held()
 
 
+def test_a_board_of_which_nobody_knows_whether_it_brakes_itself_does_not_end_a_hold() -> None:
+    felt = Felt()
+    for _ in range(PERSIST):
+        felt.feel(reasons=(0, HW_THERMAL, *[0] * 6))
+    for _ in range(2 * DWELL_MS // PERIOD):
+        felt.feel(reasons=(0, None, *[0] * 6))
+    assert felt.is_held(), "its cores are cool, and its memory may not be"
+    for _ in range(DWELL_MS // PERIOD):
+        felt.feel(reasons=(0,) * 8)
+    assert not felt.is_held()
+
+
 def test_time_without_frames_and_a_clock_that_is_set_do_not_count_as_well() -> None:
     felt = Felt()
     for _ in range(PERSIST):
