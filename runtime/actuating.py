@@ -200,7 +200,8 @@ def reader_of(config: HostConfig, setup: Setup, hosts: Sequence[Host], clock: Cl
         topic: sorted({partition_of(row, BY_NAME[topic].partitions) for row in rows})
         for topic in (COMMANDS, OPERATORS)
     }
-    return Reader(config.bus(), places, start=clock.now() - setup.policy.lease_ms - APART_MS)
+    among = {topic: BY_NAME[topic].partitions for topic in places}
+    return Reader(config.bus(), places, start=clock.now() - setup.policy.lease_ms - APART_MS, among=among)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from runtime.bus.clients import Connection, connect
@@ -50,14 +51,22 @@ class Reader:
     is skipped and counted in `skipped`. Messages that Kafka itself lost (no copy of them is left) may make
     it read some again.
 
-    `partitions` names those of each topic; None is all that the topic has.
+    `partitions` names those of each topic; None is all that the topic has. `among` says how many a topic is
+    to have where they were reckoned from keys: on a topic with another number the keys lie elsewhere, and
+    nothing is read.
     """
 
     def __init__(
-        self, kafka: KafkaConfig, partitions: Mapping[str, Sequence[int] | None], *, start: Start
+        self,
+        kafka: KafkaConfig,
+        partitions: Mapping[str, Sequence[int] | None],
+        *,
+        start: Start,
+        among: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._kafka = kafka
         self._wanted = {kafka.topic(topic): numbers for topic, numbers in partitions.items()}
+        self._among = {kafka.topic(topic): count for topic, count in among.items()}
         self._start = start
         self._next: dict[tuple[str, int], int] = {}  # by Kafka's names, where reading goes on
         self._overtaken: dict[tuple[str, int], int] = {}  # what was to be read next, and is deleted
@@ -204,6 +213,11 @@ class Reader:
             has = client.partitions_for_topic(topic) if topic in known else None
             if not has:
                 raise BusError(f"Kafka has no topic {topic}: windrow topics --create makes it")
+            if len(has) != (count := self._among.get(topic, len(has))):
+                raise BusError(
+                    f"{topic} has {len(has)} partitions and should have {count}: what is for here lies "
+                    "elsewhere on it; see windrow topics"
+                )
             if lacking := sorted(set(numbers or ()) - has):
                 raise BusError(
                     f"{topic} has {len(has)} partitions, and none of number {lacking[0]}: see windrow topics"

@@ -23,6 +23,7 @@ from schemas.envelope import Tick
 from schemas.instants import SECOND
 from schemas.operators import ReleaseAll, Resume
 from schemas.outcomes import Accepted, Lapsed, Refused, Renewed, Verified
+from schemas.topics import BY_NAME
 
 pytestmark = [pytest.mark.counterpart, pytest.mark.usefixtures("nvml_library")]
 
@@ -178,6 +179,18 @@ def test_a_person_s_release_gives_the_host_back_and_a_controller_that_had_not_he
     controller.say(Resume(at=SystemClock().now(), source="operator", subject="lab", by="ada"))
     host.verified(controller.lock(1500))
     assert host.machine.locks == [1500, 1500]
+
+
+def test_a_host_says_that_its_orders_lie_on_another_partition_than_it_would_read(
+    tmp_path: Path, kafka: KafkaConfig
+) -> None:
+    meant = BY_NAME["windrow.commands"].partitions
+    ensure(kafka, [topic._replace(partitions=topic.partitions + 4) for topic in USED])
+    with Actuated(tmp_path, kafka) as host:
+        host.start()
+        words = f"{kafka.topic('windrow.commands')} has {meant + 4} partitions and should have {meant}"
+        eventually(lambda: words in str(host.machine.ready()), "deaf, and not silent")
+        assert host.machine.at_safe_share
 
 
 @pytest.mark.slow
