@@ -49,23 +49,21 @@ class Fate(NamedTuple):
 
 
 def fate(said: Sequence[Said], seen: Iterable[Seen], shares: Mapping[str, SafeShare], end: Instant) -> Fate:
-    """What became of every command issued up to ANSWER_MS before `end`."""
-    commands = {
-        each.event.id: each.event
-        for each in said
-        if isinstance(each.event, Command) and each.event.lease.issued_at <= end - ANSWER_MS
-    }
+    """What became of every command issued up to ANSWER_MS before `end`; later ones may be on their way, and
+    allow what was seen."""
+    commands = {each.event.id: each.event for each in said if isinstance(each.event, Command)}
+    due = [each for each in commands.values() if each.lease.issued_at <= end - ANSWER_MS]
     outcomes = [each.event for each in said if isinstance(each.event, Outcome)]
     answered = {outcome.command for outcome in outcomes}
     last_answered: dict[str, tuple[int, Instant]] = {}
     for command in commands.values():
         if command.id in answered:
             last_answered[command.subject] = max(last_answered.get(command.subject, (0, 0)), _age(command))
-    unanswered = [command for command in commands.values() if command.id not in answered]
+    unanswered = [command for command in due if command.id not in answered]
     lost = [each for each in unanswered if _age(each) > last_answered.get(each.subject, (0, 0))]
     return Fate(
-        commands=len(commands),
-        answered=len(commands.keys() & answered),
+        commands=len(due),
+        answered=len(due) - len(unanswered),
         asked_again=len(unanswered) - len(lost),
         lost=tuple(f"{type(each).__name__} {each.id} for {each.subject}" for each in lost),
         wrong=(

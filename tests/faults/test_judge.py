@@ -91,6 +91,14 @@ def test_a_host_above_its_share_after_its_lease_is_found_by_its_boards() -> None
     assert wrong(command, verified, again, answer(Renewed, again, 80_100), seen=[fast]) == ()
 
 
+def test_a_command_of_the_last_seconds_is_not_due_and_allows_what_it_asks_for() -> None:
+    old, young = lock(0), lock(120_000)
+    verified = answer(Verified, old, 100), answer(Verified, young, 120_100)
+    fast = Seen(T0 + 120_200, H, 1_410.0, 6_000.0)
+    found = fate(said(old, young, *verified), [fast], SHARES, T0 + 121_000)
+    assert (found.commands, found.wrong) == (1, ())
+
+
 def test_two_owners_of_one_epoch_are_found_and_a_claim_that_came_second_is_not_one() -> None:
     def tick(at: int, worker: str) -> Tick:
         return Tick(at=T0 + at, source=f"runtime/control-loop/{worker}", subject=ROW, epoch=3)
