@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+
 from controllers.policy import CappingPolicy
 from schemas.envelope import Event
-from schemas.instants import Instant
+from schemas.instants import Instant, Span
 from schemas.samples import FeedSample, UpsSample
 from schemas.topology import Row
+
+
+def phase_of(row: str, period: Span) -> Span:
+    """A row's own place in a period. Where one process does something for each of many rows, all of them at
+    once would wait for each other, and what cannot wait behind them."""
+    return zlib.crc32(row.encode()) % period
 
 
 class Metronome:
@@ -14,12 +22,13 @@ class Metronome:
     the same, whenever their metronomes would have had them beat.
 
     `dirty` says that the row has heard what cannot wait: a UPS on battery or unhealthy, its meter above
-    its budget or with an open breaker.
+    its budget or with an open breaker. `phase_ms` shifts the grid (see `phase_of`).
     """
 
-    def __init__(self, row: Row, policy: CappingPolicy) -> None:
+    def __init__(self, row: Row, policy: CappingPolicy, phase_ms: Span = 0) -> None:
         self.dirty = False
         self._period = policy.period_ms
+        self._phase = phase_ms
         self._budget_w = row.budget_w
         self._meters = frozenset(row.meters)
         self._next: Instant = 0
@@ -41,7 +50,8 @@ class Metronome:
 
     def beaten(self, at: Instant) -> None:
         """The row had its beat."""
-        self._next = at - at % self._period + self._period  # on the grid, so that beats do not drift
+        into = (at - self._phase) % self._period
+        self._next = at - into + self._period  # on the grid, so that beats do not drift
         self._last = at
         self.dirty = False
 

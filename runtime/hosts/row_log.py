@@ -38,7 +38,7 @@ from controllers.view import View, view
 from runtime.control_loop import TICK_SOURCE
 from runtime.hosts.replay import is_input
 from runtime.hosts.snapshot import Mark, SnapshotRefused, freeze, thaw
-from runtime.metronome import Metronome
+from runtime.metronome import Metronome, phase_of
 from runtime.row_loop import Beat, RowLoop, RowState
 from schemas import codec
 from schemas.envelope import Event, Tick
@@ -92,7 +92,8 @@ class RowLog:
         self.ignored = 0
         self.unread = 0
         self._patience: Span = _PATIENCE_PERIODS * loop.policy.period_ms
-        self._metronome = Metronome(loop.row, loop.policy)
+        phase = phase_of(loop.row.path, loop.policy.period_ms)
+        self._metronome = Metronome(loop.row, loop.policy, phase)
         self._state: RowState | None = None
         self._done = Mark()
         self._unsure: deque[Beat] = deque(maxlen=_UNSURE_AT_MOST)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from runtime.clock import Clock
 from runtime.hosts.row_log import RowLog, Snapshot
 from runtime.hosts.write_ahead import WriteAhead
+from runtime.metronome import phase_of
 from runtime.row_loop import Beat
 from schemas.commands import Command
 from schemas.envelope import Event
@@ -130,8 +130,7 @@ class Speaker:
         except Unsent as error:
             _LOG.warning("%s: no snapshot: %s", self.row, error)
             return
-        # On a grid of the row's own, so that a worker's rows are not all kept at once.
-        shift = zlib.crc32(self.row.encode()) % self._snapshot_ms
+        shift = phase_of(self.row, self._snapshot_ms)
         self._snapshot_at = now - (now - shift) % self._snapshot_ms + self._snapshot_ms
         self._on_kept(self.row, taken)
 

@@ -17,6 +17,7 @@ from support.row_logs import Member, Partition, said
 
 from controllers.policy import DEFAULT_POLICY
 from runtime.hosts.row_log import HELD_AT_MOST, INPUTS, TICKS, RowLog
+from runtime.metronome import phase_of
 from runtime.row_loop import Beat, RowLoop
 from runtime.wiring import TwinRig, on_twin, plant_of
 from schemas import codec
@@ -557,7 +558,7 @@ def test_alarms_of_a_host_that_loses_the_row_are_forgotten_and_those_of_its_owne
     assert said(one.beats) == said(other.beats)
 
 
-def test_beats_come_on_the_grid() -> None:
+def test_beats_come_on_a_grid_of_the_rows_own() -> None:
     partition, chance = Partition(), random.Random(1)
     host = Member(partition, loop(), "one")
     for now in range(START, START + 20 * SECOND, 250):
@@ -565,5 +566,9 @@ def test_beats_come_on_the_grid() -> None:
         host.land()
         host.catch_up(chance)
         host.send()
-    gaps = {b.tick.at - a.tick.at for a, b in itertools.pairwise(host.beats)}
-    assert gaps == {POLICY.period_ms}
+    first, *gaps = (b.tick.at - a.tick.at for a, b in itertools.pairwise(host.beats))
+    assert first < POLICY.period_ms, "the first is a claim, at once"
+    assert set(gaps) == {POLICY.period_ms}
+    phase = phase_of(host.log.loop.row.path, POLICY.period_ms)
+    assert {(beat.tick.at - phase) % POLICY.period_ms // 250 for beat in host.beats[1:]} == {0}
+    assert phase != phase_of("demo/row-other", POLICY.period_ms)
