@@ -22,9 +22,6 @@ LOOK_BACK: Span = SILENT_MS
 """How far back a new owner reads: further, a row counts as silent."""
 
 
-_AFTER = 4  # a quarter of a period after the rows' beats (our choice)
-
-
 class SiteFold:
     """The fold of one site. `number` is the partition that it lies on; `owned` says whether that is read
     here."""
@@ -56,9 +53,10 @@ class SiteFold:
         return letters
 
     def tick(self, now: Instant) -> SitePower | None:
-        """The site's power, once in each period: a while after the rows' beats, so that they are in."""
+        """The site's power, once in each period, from the latest beat of each row. They beat at moments of
+        their own (`runtime.metronome`): no word is older than a period, whenever they are summed."""
         at = now - now % self._period
-        if not self.owned or at == self._last or now - at < self._period // _AFTER:
+        if not self.owned or at == self._last:
             return None
         self._last = at
         tick = Tick(at=at, source="runtime/site", subject=self._site)
