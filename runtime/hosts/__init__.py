@@ -1,1 +1,1 @@
-"""Hosts of the one logic: embedded in a process, and replay."""
+"""Hosts of the one logic: embedded in a process, on Kafka, and replay."""

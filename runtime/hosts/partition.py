@@ -82,8 +82,8 @@ class Partition:
     """The rows of one partition, and how far each topic was read.
 
     `begin` says where reading starts and where the log ended then. `ready` once it was read that far: only
-    then may rows be beaten, for only then is no recorded beat missing. `strangers` counts messages of no
-    row here, by type. `failed` holds, by row, why its loop can do no more beats: one row's fault is not the
+    then may rows be beaten, for only then is no recorded beat missing. `unplaced` counts messages of no
+    row here. `failed` holds, by row, why its loop can do no more beats: one row's fault is not the
     others'.
     """
 
