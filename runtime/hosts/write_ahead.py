@@ -95,10 +95,6 @@ class WriteAhead:
             if word.kind == "ledger_loss" and word.source == LEDGER_SOURCE:
                 self._alarmed[seen.row.path] = word.episode
 
-    def forget(self, row: str) -> None:
-        """A row that is no longer this host's."""
-        self._alarmed.pop(row, None)
-
     def alarms(self, rows: Iterable[str], now: Instant) -> list[Emergency]:
         """What these rows are to be told: that the ledger does not take records, or that it does again,
         each once."""
