@@ -19,8 +19,10 @@ from support.messages import plain, specimens
 from support.sites import DEMO, site_from
 
 from runtime.bus.keys import Keys, partition_of
+from runtime.bus.line import Line
 from runtime.bus.reader import Reader
 from runtime.bus.settings import KafkaConfig
+from runtime.bus.spool import Record
 from schemas.codec import decode, encode
 from schemas.envelope import Event
 from schemas.topics import TYPES, topic_of
@@ -33,7 +35,7 @@ KEYS = tuple(f"ams1/row-{name}".encode() for name in ("a", "b", "c-17", "déjà-
 OTHERS = ("kafka-python", "confluent-kafka", "kcat")
 
 
-class Line(NamedTuple):
+class Lying(NamedTuple):
     """A message as it lies in a topic."""
 
     partition: int
@@ -74,7 +76,7 @@ def write_with(client: str, kafka: KafkaConfig, topic: str, messages: Iterable[t
         run_kcat("-P", "-K", "\\t", *options, said=lines)
 
 
-def read_with(client: str, kafka: KafkaConfig, topic: str, count: int) -> list[Line]:
+def read_with(client: str, kafka: KafkaConfig, topic: str, count: int) -> list[Lying]:
     """The topic from its beginning, `count` messages, as somebody else's client sees them."""
     if client == "kafka-python":
         found = KafkaConsumer(
@@ -82,14 +84,14 @@ def read_with(client: str, kafka: KafkaConfig, topic: str, count: int) -> list[L
         )
         try:
             taken = itertools.islice(found, count)
-            return [Line(got.partition, got.key, got.value) for got in taken]
+            return [Lying(got.partition, got.key, got.value) for got in taken]
         finally:
             found.close()
     if client == "confluent-kafka":
         consumer = Consumer({"bootstrap.servers": ",".join(kafka.servers), "group.id": "unused"})
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
         lines = [
-            Line(got.partition() or 0, got.key() or b"", got.value() or b"")
+            Lying(got.partition() or 0, got.key() or b"", got.value() or b"")
             for got in consumer.consume(count, timeout=20)
         ]
         consumer.close()
@@ -97,10 +99,10 @@ def read_with(client: str, kafka: KafkaConfig, topic: str, count: int) -> list[L
     form = ["-f", "%p\\t%k\\t%s\\n"]
     said = run_kcat("-C", "-e", "-q", "-o", "beginning", "-b", ",".join(kafka.servers), "-t", topic, *form)
     split = (line.split(b"\t", 2) for line in said.splitlines())
-    return [Line(int(partition), key, value) for partition, key, value in split]
+    return [Lying(int(partition), key, value) for partition, key, value in split]
 
 
-def read_by_us(kafka: KafkaConfig, topics: Iterable[str], count: int) -> Iterator[Line]:
+def read_by_us(kafka: KafkaConfig, topics: Iterable[str], count: int) -> Iterator[Lying]:
     """What our own reader finds in these of our topics, from their beginning."""
     reader = Reader(kafka, dict.fromkeys(topics), start="earliest")
     try:
@@ -110,7 +112,7 @@ def read_by_us(kafka: KafkaConfig, topics: Iterable[str], count: int) -> Iterato
                 count -= 1
                 assert got.key is not None
                 assert got.value is not None
-                yield Line(got.partition, got.key, got.value)
+                yield Lying(got.partition, got.key, got.value)
     finally:
         reader.close()
     assert count == 0
@@ -131,11 +133,18 @@ def test_every_client_puts_a_key_on_the_partition_that_we_work_out(client: str, 
 @pytest.mark.parametrize("client", OTHERS)
 def test_every_client_reads_every_message_as_we_said_it(client: str, kafka: KafkaConfig) -> None:
     topic = make_topic(kafka, "windrow.gpus")
-    with KafkaProducer(**kafka.for_kafka_python()) as producer:
-        for key, value in SAID:
-            producer.send(topic, value, key)
+    told: list[str] = []
+    line = Line.opened(kafka, "interop", lambda _, refused: told.append(refused))
+    for key, value in SAID:  # compressed, as collectors and agents send it
+        line.send(topic, Record(round(time.time() * 1000), key, value), None)
+    give_up = time.monotonic() + 20
+    while len(told) < len(SAID) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    line.end("all is said")
+    assert line.gone(5)
+    assert told == [""] * len(SAID)
     found = read_with(client, kafka, topic, len(SAID))
-    assert sorted(found) == sorted(Line(partition_of(key, PARTITIONS), key, value) for key, value in SAID)
+    assert sorted(found) == sorted(Lying(partition_of(key, PARTITIONS), key, value) for key, value in SAID)
 
 
 @pytest.mark.parametrize("client", OTHERS)

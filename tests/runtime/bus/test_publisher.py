@@ -59,6 +59,14 @@ def provision(kafka: KafkaConfig, *names: str) -> None:
     ensure(kafka, [BY_NAME[name]._replace(partitions=2) for name in names or (GPUS, DEAD)])
 
 
+def provision_narrow(kafka: KafkaConfig) -> None:
+    """A topic whose batches may take 2,000 bytes."""
+    admin = connect("KafkaAdminClient", kafka, 10.0).client
+    narrow = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "2000"}}
+    admin.create_topics({kafka.topic(GPUS): narrow})
+    admin.close()
+
+
 def arrived(kafka: KafkaConfig, last: int, topic: str = GPUS, within_s: float = 30.0) -> list[int]:
     """The event times of what lies on a topic, in its order, read until `last` is seen."""
     reader = Reader(kafka, {topic: None}, start="earliest")
@@ -357,10 +365,7 @@ def test_a_message_that_the_brokers_refuse_takes_no_other_with_it(
     kafka: KafkaConfig, tmp_path: pathlib.Path
 ) -> None:
     provision(kafka, DEAD)
-    admin = connect("KafkaAdminClient", kafka, 10.0).client
-    narrow = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "2000"}}
-    admin.create_topics({kafka.topic(GPUS): narrow})
-    admin.close()
+    provision_narrow(kafka)
     too_large = GpuFrame(at=5, source=random.Random(1).randbytes(4_000).hex(), subject=HOST, gpus=())
     with publisher(kafka, tmp_path) as said:
         said.send([*frames(0, 5), too_large, *frames(6, 94), *letters(50)])
@@ -371,6 +376,22 @@ def test_a_message_that_the_brokers_refuse_takes_no_other_with_it(
         state = {each.topic: (each.sent, each.lost) for each in said.state().topics}
         assert state == {GPUS: (109, {"refused": 1}), DEAD: (51, {})}
     assert firsts(arrived(kafka, 109)) == [number for number in range(110) if number != 5]
+
+
+def test_what_is_said_is_compressed_on_its_way(kafka: KafkaConfig) -> None:
+    provision_narrow(kafka)
+    with publisher(kafka) as said:
+        said.send([GpuFrame(at=1, source="again " * 4_000, subject=HOST, gpus=())])
+        assert said.flush(20.0)
+        (topic,) = said.state().topics
+        assert (topic.sent, topic.lost) == (1, {}), "it fits only where it is packed"
+
+
+def test_kafkas_check_sums_are_not_worked_out_in_python() -> None:
+    """It would halve what a core can send, without a word."""
+    from kafka.record import util
+
+    assert util.crc32c_c is not None
 
 
 def test_the_metrics_say_what_became_of_messages(kafka: KafkaConfig) -> None:
