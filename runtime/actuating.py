@@ -38,12 +38,12 @@ from runtime.bus.publisher import Publisher
 from runtime.bus.reader import Reader, Received
 from runtime.clock import Clock
 from runtime.config import ConfigError, HostConfig, Setup
-from runtime.health import Health
+from runtime.health import Health, served
 from runtime.orders import COMMANDS, OPERATORS, Orders, Release
 from runtime.reflexes import PERIOD_MS, Reflexes
 from runtime.registry import COLLECTORS
 from runtime.state_dir import StateDir
-from runtime.wiring import agents_of, served, stand_down
+from runtime.wiring import agents_of, stand_down
 from schemas.commands import Command
 from schemas.envelope import Event
 from schemas.instants import SECOND, Span

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runtime.clock import Clock
+from runtime.config import ConfigError
 from schemas.samples import CoolingSample, FarmSample, FeedSample, GpuFrame, RackSample, UpsSample
 
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ class Health:
             live = live and not (late and expected.vital)
         reasons += filter(None, (question() for question in self._questions))
         return Look(live=live, ready=not reasons, reasons=tuple(reasons), signs=signs)
+
+
+def served(listen: str, health: Health, exposition: Callable[[], bytes]) -> HealthServer:
+    """Health and metrics, served at `listen`. Raises ConfigError where they cannot be."""
+    try:
+        return HealthServer(listen, health, exposition)
+    except OSError as error:
+        raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
 
 
 class HealthServer:

@@ -19,9 +19,9 @@ from collectors.gpu_nvml import NvmlCollector
 from controllers.policy import CappingPolicy
 from runtime.agents import InlineAgents, TimedAgents
 from runtime.clock import Clock, SimulatedClock
-from runtime.config import ConfigError, HostConfig, Setup
+from runtime.config import HostConfig, Setup
 from runtime.control_loop import ControlLoop
-from runtime.health import Health, HealthServer
+from runtime.health import Health, served
 from runtime.hosts.embedded import EmbeddedHost, Records
 from runtime.inbox import Operators
 from runtime.journal import Journal
@@ -227,14 +227,6 @@ def _signs(
             health.seen("lease timer")
 
     return observe
-
-
-def served(listen: str, health: Health, exposition: Callable[[], bytes]) -> HealthServer:
-    """Health and metrics, served at `listen`. Raises ConfigError where they cannot be."""
-    try:
-        return HealthServer(listen, health, exposition)
-    except OSError as error:
-        raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _RECOVERY_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
@@ -75,17 +75,32 @@ class BusMetrics:
         """A message that the brokers did not take."""
         self._failed.labels(topic).inc()
 
-    def watch(self, lag: Callable[[], Mapping[str, int]]) -> None:
-        """Read, when metrics are: by topic the messages still to be read."""
-        self._registry.register(_Lag(lag))
+    def watch(
+        self, lag: Callable[[], Mapping[str, int]], strays: Callable[[], Mapping[str, tuple[int, int]]]
+    ) -> None:
+        """Read, when metrics are: by topic the messages still to be read; by row the ticks that were passed
+        over, and the words in ticks that could not be read."""
+        self._registry.register(_Logs(lag, strays))
 
 
-class _Lag(Collector):
-    def __init__(self, lag: Callable[[], Mapping[str, int]]) -> None:
+class _Logs(Collector):
+    def __init__(
+        self, lag: Callable[[], Mapping[str, int]], strays: Callable[[], Mapping[str, tuple[int, int]]]
+    ) -> None:
         self._lag = lag
+        self._strays = strays
 
     def collect(self) -> Iterator[Metric]:
         lag = GaugeMetricFamily("windrow_bus_lag_messages", "Messages still to be read.", labels=["topic"])
         for topic, messages in self._lag().items():
             lag.add_metric([topic], messages)
-        yield lag
+        passed_over = CounterMetricFamily(
+            "windrow_bus_passed_over_ticks", "Ticks of who does not own the row.", labels=["row"]
+        )
+        unread = CounterMetricFamily(
+            "windrow_bus_unread_words", "Words in ticks that could not be read.", labels=["row"]
+        )
+        for row, (ticks, words) in self._strays().items():
+            passed_over.add_metric([row], ticks)
+            unread.add_metric([row], words)
+        yield from (lag, passed_over, unread)

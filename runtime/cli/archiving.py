@@ -23,8 +23,8 @@ from runtime.bus.reader import Reader
 from runtime.cli.printing import say
 from runtime.cli.stopping import until_stopped
 from runtime.clock import Clock, SystemClock
-from runtime.config import ConfigError, HostConfig, load_site, read_host_config
-from runtime.health import Health, HealthServer
+from runtime.config import HostConfig, load_site, read_host_config
+from runtime.health import Health, HealthServer, served
 from runtime.ledger.store import Ledger
 from runtime.sinks.influx import InfluxSink
 from runtime.sinks.lines import Lines
@@ -97,7 +97,4 @@ def _served(listen: str, kept: Archive, health: Health) -> HealthServer:
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     registry.register(ArchiveMetrics(kept))
-    try:
-        return HealthServer(listen, health, lambda: generate_latest(registry))
-    except OSError as error:
-        raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
+    return served(listen, health, lambda: generate_latest(registry))

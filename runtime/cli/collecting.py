@@ -13,8 +13,8 @@ from runtime.bus.publisher import Publisher
 from runtime.cli.printing import say
 from runtime.cli.stopping import until_stopped
 from runtime.clock import SystemClock
-from runtime.config import ConfigError, HostConfig, load_host, read_host_config
-from runtime.health import Health, HealthServer
+from runtime.config import HostConfig, load_host, read_host_config
+from runtime.health import Health, HealthServer, served
 from runtime.metrics import SourceMetrics
 from runtime.polling import ThreadedSamples, sampled
 from schemas.instants import SECOND
@@ -85,7 +85,4 @@ def _served(listen: str, health: Health, samples: ThreadedSamples, publisher: Pu
     registry = CollectorRegistry()
     registry.register(SourceMetrics(samples.states))
     registry.register(PublishMetrics(publisher.state))
-    try:
-        return HealthServer(listen, health, lambda: generate_latest(registry))
-    except OSError as error:
-        raise ConfigError(f"health and metrics cannot be served on {listen}: {error.strerror}") from error
+    return served(listen, health, lambda: generate_latest(registry))

@@ -16,10 +16,9 @@ from runtime.cli.printing import say
 from runtime.cli.stopping import until_stopped
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, load_setup, read_host_config
-from runtime.health import Health
+from runtime.health import Health, served
 from runtime.simulating import SimulatedSite, TwinMetrics
 from runtime.state_dir import StateDir
-from runtime.wiring import served
 from schemas.instants import HOUR
 from twin.row import DEMO, TwinRow
 

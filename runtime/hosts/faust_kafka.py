@@ -212,6 +212,16 @@ class FaustHost:
             trouble.append(f"Kafka has sent nothing for {self._clock.monotonic() - self._heard_at:.0f} s")
         return "; ".join(trouble)
 
+    @property
+    def strays(self) -> dict[str, tuple[int, int]]:
+        """By row, the ticks that were passed over and the words in ticks that could not be read; any thread
+        may ask."""
+        return {
+            row: (log.ignored, log.unread)
+            for partition in self._partitions.copy().values()
+            for row, log in partition.rows.copy().items()
+        }
+
     # -- what is read -----------------------------------------------------------------------------
 
     def lose(self, revoked: set[TP]) -> None:

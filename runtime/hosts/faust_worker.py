@@ -11,8 +11,8 @@ import faust
 
 from runtime.bus.metrics import BusMetrics
 from runtime.clock import Clock
-from runtime.config import ConfigError, HostConfig, Setup
-from runtime.health import Health, HealthServer
+from runtime.config import HostConfig, Setup
+from runtime.health import Health, served
 from runtime.hosts.faust_kafka import FaustHost, Pace, made_app
 from runtime.hosts.speaker import Said
 from runtime.hosts.watchdog import EXIT, Watchdog, WatchdogThread
@@ -57,17 +57,13 @@ def serve(
         buried=metrics.buried,
         rows=signs.rows,
     )
-    bus.watch(lambda: host.lag)
+    bus.watch(lambda: host.lag, lambda: host.strays)
     metrics.watch(lambda: (), host.unplaced.strangers)
     metrics.configured(site=setup.site.name, policy=setup.policy.variant, worker=worker)
     health.ask(lambda: host.trouble)
     with contextlib.ExitStack() as stack:
         if config.listen:
-            try:
-                stack.enter_context(HealthServer(config.listen, health, metrics.exposition))
-            except OSError as error:
-                words = f"health and metrics cannot be served on {config.listen}: {error.strerror}"
-                raise ConfigError(words) from error
+            stack.enter_context(served(config.listen, health, metrics.exposition))
         stack.enter_context(WatchdogThread(watchdog))
         try:
             _Worker(app, host).execute_from_commandline()

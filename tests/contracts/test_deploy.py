@@ -57,7 +57,7 @@ def _metrics() -> Iterator[Metric]:
     rig.host.run(until=START + 20 * SECOND)
     rows.buried([DeadLetter(at=START, source="s", subject="r", topic="t", payload=b"", reason="malformed")])
     bus = BusMetrics(rows.registry)
-    bus.watch(lambda: {"t": 0})
+    bus.watch(lambda: {"t": 0}, lambda: {"lab1/row-a": (0, 0)})
     bus.read("t", 1)
     bus.owned("lab1/row-a", 1, 1.0)
     bus.lost("lab1/row-a")

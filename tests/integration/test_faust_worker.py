@@ -272,6 +272,7 @@ def test_poison_stops_nothing_is_kept_whole_and_counted(kafka: KafkaConfig, star
                 live.put(topic, SETUP.site.name.encode() if "summ" in topic else ROW.path.encode(), payload)
         live.put("windrow.gpus", b"ams9/row-x", codec.encode(strange_frame()))
         live.put("windrow.ticks", ROW.path.encode(), b"no tick")
+        live.say([Tick(at=1, source="of no owner", subject=ROW.path)])
         before = len(ticks_of(kafka))
         until(lambda: len(ticks_of(kafka)) >= before + 3, 30, "three beats after the poison")
         page = worker.get("/metrics")[1]
@@ -288,6 +289,7 @@ def test_poison_stops_nothing_is_kept_whole_and_counted(kafka: KafkaConfig, star
     assert buried == expected + Counter([("windrow.ticks", b"no tick")])
     assert 'windrow_strangers_total{type="GpuFrame"} 1.0' in page
     assert 'windrow_dead_letters_total{reason="malformed",topic="windrow.outcomes"}' in page
+    assert 'windrow_bus_passed_over_ticks_total{row="lab1/row-a"} 1.0' in page
     assert "Traceback" not in worker.said()
     powers = [event for event in site if isinstance(event, SitePower)]
     assert any(power.rows_total == 1 and not power.silent for power in powers)
