@@ -138,7 +138,7 @@ class Operators:
         _LOG.error("%s: rejected: %s", self.path / name, trouble)
         return DeadLetter(
             at=at,
-            source="runtime/inbox",
+            source=f"runtime/inbox/{name}",  # two files of one millisecond are two letters
             subject=self._site.name,
             topic=_TOPIC.name,
             payload=payload,

@@ -181,6 +181,8 @@ def test_nothing_in_the_inbox_can_stop_the_loop(state: Path, ledger: Ledger) -> 
     os.mkfifo(inbox / "pipe.json")  # reading it would wait for ever
     (inbox / "folder.json").mkdir()
     (inbox / "link.json").symlink_to("/dev/zero")
+    for path in (inbox / "pipe.json", inbox / "folder.json"):
+        os.utime(path, (T0 / 1000, T0 / 1000))  # made in one millisecond, and yet two
     told = take(T0)
     reasons = [event.reason for event in told if isinstance(event, DeadLetter)]
     assert sorted(reasons) == [
