@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +25,12 @@ class BusMetrics:
         )
         self._epoch = Gauge(
             "windrow_row_epoch", "The epoch under which the row is beaten.", ("row",), registry=registry
+        )
+        self._silent = Gauge(
+            "windrow_site_row_silent",
+            "1 for a row that has said nothing for too long, or never; told by who sums the site.",
+            ("row",),
+            registry=registry,
         )
         self._read = counter("messages_read_total", "Messages read, by topic.", "topic")
         self._redone = counter("beats_redone_total", "Beats of the log done again or after another.", "row")
@@ -66,6 +72,15 @@ class BusMetrics:
         """Another has claimed the row."""
         self._owned.labels(row).set(0)
         self._lost.labels(row).inc()
+
+    def summed(self, rows: Iterable[str], silent: Collection[str]) -> None:
+        """The site was summed here: its rows, and those that are silent."""
+        for row in rows:
+            self._silent.labels(row).set(row in silent)
+
+    def sums_no_more(self) -> None:
+        """The site is summed elsewhere from now on."""
+        self._silent.clear()
 
     def kept(self, size: int) -> None:
         """The brokers have a snapshot of so many bytes."""

@@ -229,6 +229,7 @@ class FaustHost:
         for number in {tp.partition for tp in revoked if tp.topic in self._names}:
             self._drop(number)
         self._fold.lose()
+        self._metrics.sums_no_more()
         self._losses += 1
         self._paused -= revoked
         self._watchdog.settled(settled=False)
@@ -420,6 +421,7 @@ class FaustHost:
                         wait_s = min(wait_s, max(0.001, (log.next_beat(now) - now) / 1000))
             if not self._leaving and (power := self._fold.tick(now)) is not None:
                 self._send_soon(topic_of(power).name, self._site, codec.encode(power))
+                self._metrics.summed(self._site_rows, power.silent)
             self._resume()
             self._listen()
             with contextlib.suppress(TimeoutError):

@@ -61,6 +61,7 @@ def _metrics() -> Iterator[Metric]:
     bus.read("t", 1)
     bus.owned("lab1/row-a", 1, 1.0)
     bus.lost("lab1/row-a")
+    bus.summed(["lab1/row-a"], ())
     yield from rows.registry.collect()
     topic = TopicState(topic="t", sent=0, waiting=0, spooled=0, spooled_bytes=0, lost={"aged": 1}, losing=())
     state = PublisherState(connected=True, away="", disk="", queued=0, topics=(topic,))

@@ -125,6 +125,8 @@ def test_what_a_worker_says_live_is_what_its_log_and_the_embedded_loop_say(
     with LiveRow(kafka, SETUP):
         worker.await_line("is beaten here under epoch 1", 30)
         until(lambda: len(ticks_of(kafka)) >= 6, 30, "six beats")
+        heard = 'windrow_site_row_silent{row="lab1/row-a"} 0.0'
+        until(lambda: heard in worker.get("/metrics")[1], 10, "the row heard where the site is summed")
     worker.stop()
     assert worker.ended_with == 0, worker.said()
     beats = redone(kafka)
