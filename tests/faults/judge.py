@@ -48,9 +48,15 @@ class Fate(NamedTuple):
     wrong: tuple[str, ...]
 
 
-def fate(said: Sequence[Said], seen: Iterable[Seen], shares: Mapping[str, SafeShare], end: Instant) -> Fate:
+def fate(
+    said: Sequence[Said],
+    recorded: Mapping[str, Instant],
+    seen: Iterable[Seen],
+    shares: Mapping[str, SafeShare],
+    end: Instant,
+) -> Fate:
     """What became of every command issued up to ANSWER_MS before `end`; later ones may be on their way, and
-    allow what was seen."""
+    allow what was seen. `recorded` is by id when the ledger had a message."""
     commands = {each.event.id: each.event for each in said if isinstance(each.event, Command)}
     due = [each for each in commands.values() if each.lease.issued_at <= end - ANSWER_MS]
     outcomes = [each.event for each in said if isinstance(each.event, Outcome)]
@@ -70,6 +76,7 @@ def fate(said: Sequence[Said], seen: Iterable[Seen], shares: Mapping[str, SafeSh
             *_obeyed_backwards(outcomes),
             *_not_as_asked(outcomes, commands),
             *_two_owners(said),
+            *_unrecorded(said, recorded),
             *_out_of_lease(outcomes, seen, commands, shares),
         ),
     )
@@ -115,6 +122,20 @@ def _two_owners(said: Iterable[Said]) -> Iterable[str]:
     for (row, epoch), ticks in strays.items():
         if ticks > 1:  # one is the claim that came second
             yield f"{row} has {ticks} ticks of epoch {epoch} besides its owner's"
+
+
+def _unrecorded(said: Iterable[Said], recorded: Mapping[str, Instant]) -> Iterable[str]:
+    """A command that loosens went out before the ledger had it: nobody could prove who wanted it."""
+    told: dict[str, int] = {}  # by host, what the last command asked for
+    for each in sorted(said, key=lambda each: each.kept_at):
+        command = each.event
+        if not isinstance(command, LockClocks | Brake):
+            continue
+        before = told.get(command.subject)
+        told[command.subject] = command.max_mhz
+        late = recorded.get(command.id, each.kept_at + 1) > each.kept_at
+        if late and before is not None and command.max_mhz > before:
+            yield f"{command.subject} was told {command.max_mhz} MHz before the ledger had it"
 
 
 def _out_of_lease(

@@ -44,20 +44,20 @@ def answer(kind: type[Outcome], command: LockClocks, at: int, **more: Any) -> Ou
 
 
 def wrong(*events: Event, seen: Iterable[Seen] = ()) -> tuple[str, ...]:
-    return fate(said(*events), seen, SHARES, END).wrong
+    return fate(said(*events), {event.id: 0 for event in events}, seen, SHARES, END).wrong
 
 
 def test_a_command_that_nobody_answers_is_lost_unless_a_newer_one_for_its_host_is_answered() -> None:
     first, second, third = lock(0), lock(2_000), lock(4_000)
-    found = fate(said(first, second, answer(Verified, second, 3_000), third), (), SHARES, END)
+    found = fate(said(first, second, answer(Verified, second, 3_000), third), {}, (), SHARES, END)
     assert (found.commands, found.answered, found.asked_again) == (3, 1, 1)
     assert found.lost == (f"LockClocks {third.id} for {H}",)
-    assert fate(said(third), (), SHARES, third.at + 4_000).lost == (), "it may still be answered"
+    assert fate(said(third), {}, (), SHARES, third.at + 4_000).lost == (), "it may still be answered"
 
 
 def test_a_refusal_is_an_answer() -> None:
     command = lock(0)
-    assert fate(said(command, answer(Refused, command, 10)), (), SHARES, END).lost == ()
+    assert fate(said(command, answer(Refused, command, 10)), {}, (), SHARES, END).lost == ()
 
 
 def test_a_host_that_obeys_an_older_controller_after_a_newer_is_found() -> None:
@@ -95,8 +95,22 @@ def test_a_command_of_the_last_seconds_is_not_due_and_allows_what_it_asks_for() 
     old, young = lock(0), lock(120_000)
     verified = answer(Verified, old, 100), answer(Verified, young, 120_100)
     fast = Seen(T0 + 120_200, H, 1_410.0, 6_000.0)
-    found = fate(said(old, young, *verified), [fast], SHARES, T0 + 121_000)
+    found = fate(said(old, young, *verified), {}, [fast], SHARES, T0 + 121_000)
     assert (found.commands, found.wrong) == (1, ())
+
+
+def test_a_command_that_loosens_before_the_ledger_has_it_is_found() -> None:
+    low, high = lock(0, mhz=1_110), lock(10_000, mhz=1_410)
+    events = said(low, high)
+
+    def judged(**recorded: int) -> tuple[str, ...]:
+        return fate(events, {low.id: low.at, high.id: high.at} | recorded, (), SHARES, END).wrong
+
+    assert judged() == ()
+    assert judged(**{low.id: low.at + 500}) == (), "what tightens may be recorded later"
+    found = (f"{H} was told 1410 MHz before the ledger had it",)
+    assert judged(**{high.id: high.at + 1}) == found
+    assert fate(events, {low.id: low.at}, (), SHARES, END).wrong == found, "or never"
 
 
 def test_two_owners_of_one_epoch_are_found_and_a_claim_that_came_second_is_not_one() -> None:

@@ -64,7 +64,7 @@ def tried(rig: Rig, fault: Fault, length_s: float, *, load_s: float) -> Result:
     heard = rig.heard(struck - 60 * SECOND)
     seen = [each for each in rig.boards.seen if struck <= each.at <= end]
     meters = metered(rig.heard(struck), rig.site)
-    found = fate(heard, seen, rig.shares, end)
+    found = fate(heard, rig.witness.recorded, seen, rig.shares, end)
     calm = struck - 30 * SECOND
     return Result(
         fault=fault.name,

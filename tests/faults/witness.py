@@ -19,6 +19,8 @@ from schemas.topics import TOPICS
 WATCHED = tuple(topic.name for topic in TOPICS if topic.types)
 """The topics of messages. The ledger repeats them, and a snapshot is none."""
 
+LEDGER = "windrow.ledger"
+
 
 class Said(NamedTuple):
     """A message as it lies in the log. `kept_at` is when the broker took it, by the broker's clock: what
@@ -35,15 +37,17 @@ class Said(NamedTuple):
 class Witness:
     """Reads WATCHED from the beginning, and keeps it in `said` in the order of each partition.
 
-    `unreadable` counts values that are no message of ours.
+    `recorded` is by id when the broker first took a message's record for the ledger. `unreadable` counts
+    values that are no message of ours.
     """
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self.said: list[Said] = []
+        self.recorded: dict[str, Instant] = {}
         self.unreadable = 0
         self._read_at: list[Instant] = []
         self._now = SystemClock().now
-        self._names = {kafka.topic(name): name for name in WATCHED}
+        self._names = {kafka.topic(name): name for name in (*WATCHED, LEDGER)}
         self._places: list[TopicPartition] = []
         self._client: dict[str, str | int | float | bool] = {
             "bootstrap.servers": ",".join(kafka.servers),
@@ -136,5 +140,8 @@ class Witness:
             return
         at = message.timestamp()[1]
         place = self._names[message.topic()], message.partition(), message.offset()
+        if place[0] == LEDGER:
+            self.recorded.setdefault(event.id, at)
+            return
         self._read_at.append(self._now())
         self.said.append(Said(*place, message.key() or b"", at, event))
