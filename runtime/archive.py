@@ -280,9 +280,17 @@ class Archive:
         self._meter.close()
 
     def watch(self) -> None:
-        """Look at how far Kafka's topics have come, now and then, until told to stop."""
+        """Look at how far Kafka's topics have come, now and then, until told to stop, and tell people when
+        something keeps messages from being kept, and when nothing does any more."""
+        told: set[str] = set()
         while not self._stop.is_set():
             self.ends = self._meter.ends()
+            found = {text.partition(": ")[0]: text for text in self.troubles()}
+            for name in found.keys() - told:
+                _LOG.error("%s", found[name])
+            for name in told - found.keys():
+                _LOG.warning("%s: goes on", name)
+            told = set(found)
             self._stop.wait(_LOOK_S)
 
     def troubles(self) -> Iterator[str]:

@@ -71,6 +71,8 @@ def _provide(kafka: KafkaConfig) -> None:
     """See that the topics are there, and make them where they are not. Raises BusError where one cannot be
     used: a row's messages lie on the same partition of each topic only while all have as many."""
     report = ensure(kafka)
+    if report.created:
+        say(f"made {len(report.created)} topics that were not there, from {report.created[0]} on")
     unfit = [str(difference) for difference in report.differing if difference.setting == "partitions"]
     if report.missing or unfit:
         raise BusError("\n".join([*(f"{name} is missing" for name in report.missing), *unfit]))

@@ -14,8 +14,8 @@ from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event
 from schemas.forecasts import PeakForecast
-from schemas.instants import MINUTE, Instant
-from schemas.operators import Pin
+from schemas.instants import MINUTE, Instant, to_text
+from schemas.operators import Pin, ReleaseAll, ResetBlastRadius, Resume, Unpin
 from schemas.outcomes import Outcome, Verified
 from schemas.samples import PowerRollup
 
@@ -115,6 +115,12 @@ def _rollup_from(ledger: Book, row: str, since: Instant) -> PowerRollup | None:
 
 def _not_a_command(ledger: Book, event: Event) -> str:
     told = f"{event.id} is a {type(event).__name__} of {event.subject}, not a command"
+    if isinstance(event, Pin | ReleaseAll | ResetBlastRadius):
+        return (
+            f"{told}: {event.by} said so at {to_text(event.at)}, because: {event.reason or 'no reason given'}"
+        )
+    if isinstance(event, Unpin | Resume):
+        return f"{told}: {event.by} said so at {to_text(event.at)}"
     commands = [command.id for command in _commands_of(ledger, event)] if isinstance(event, Decision) else []
     if not commands:
         return told

@@ -328,5 +328,6 @@ def test_what_cannot_be_read_or_dated_is_kept_in_its_place(
 def test_without_kafka_it_says_so_and_ends_when_told(archives: Callable[..., Running]) -> None:
     archive = archives(KafkaConfig(servers=("127.0.0.1:9",)))
     archive.until(lambda: any("127.0.0.1:9 is not there" in reason for reason in archive.reasons()))
+    archive.until(lambda: "index: Kafka at 127.0.0.1:9 is not there" in (archive.folder / "log").read_text())
     assert archive.metrics()['windrow_archive_away{part="index"}'] == 1.0
     assert archive.stop() < 8.0

@@ -407,6 +407,10 @@ def test_why_says_what_else_an_id_is(ledger: Ledger) -> None:
     assert all(command in str(told.value) for command in commands)
     with pytest.raises(UnknownCommand, match=r"is a PeakForecast of [\w/-]+, not a command$"):
         why(ledger, next(ledger.of_type([PeakForecast])).id)
+    released = ReleaseAll(at=T0 + 3, source="operator", subject=ROW, by="ada", reason="fan")
+    ledger.append([released])
+    with pytest.raises(UnknownCommand, match=rf"of {ROW}, not a command: ada said so at .+, because: fan$"):
+        why(ledger, released.id)
     with pytest.raises(UnknownId, match="begins with 'z'"):
         why(ledger, "z")
     with pytest.raises(AmbiguousId, match="'' is ambiguous"):
