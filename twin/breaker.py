@@ -64,14 +64,15 @@ class Breakers:
 class UpsDeadline:
     """A UPS on battery: it carries `capacity_w`, and more than that for `deadline_s` at most.
 
-    Seconds above capacity add up while it is on battery and are forgotten when mains returns.
+    Seconds above capacity add up while it is on battery and are forgotten when mains returns;
+    `longest_s` is the most that any failure came to.
     """
 
     def __init__(self, deadline_s: float = 10.0) -> None:
         self.deadline_s = deadline_s
         self.on_battery = False
         self.capacity_w = math.inf
-        self.over_s = 0.0
+        self.over_s = self.longest_s = 0.0
 
     def fail(self, capacity_w: float) -> None:
         """Mains is lost."""
@@ -85,4 +86,5 @@ class UpsDeadline:
         """Carry this power for `dt_s`. True when patience has run out and the UPS drops the load."""
         if power_w > self.capacity_w:
             self.over_s += dt_s
+            self.longest_s = max(self.longest_s, self.over_s)
         return self.over_s >= self.deadline_s

@@ -108,6 +108,15 @@ class Readings:
     """Return codes of the GPUs that do not answer."""
 
 
+def unanswered(gpus: int) -> Readings:
+    """What a path shows of a row of so many GPUs while every call by it times out."""
+    readings = Readings()
+    for name in Readings.__slots__:
+        setattr(readings, name, [None] * gpus)
+    readings.asked_mw, readings.refusals = {}, dict.fromkeys(range(gpus), TIMEOUT)
+    return readings
+
+
 class Plant(Protocol):
     """The row behind the façades."""
 
@@ -190,6 +199,10 @@ class TwinNvml:
         self._answers: dict[
             tuple[int, ...], tuple[tuple[FieldValue, ...], tuple[tuple[Value, str], ...]]
         ] = {}
+
+    def show(self, readings: Readings) -> None:
+        """Answer from these readings from now on: the plant's, or `unanswered`."""
+        self._readings = readings
 
     # ---- library and handles ----
 

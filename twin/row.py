@@ -32,12 +32,13 @@ from twin.nvml import (
     Readings,
     Setting,
     TwinNvml,
+    unanswered,
 )
 from twin.server import Requests, Servers
 from twin.workload import MINUTE_S, Arrivals, Burst, Load, LoadProfile, PoissonLoad
 
 OobLatency: TypeAlias = Literal["constant_40", "uniform_to_40"]
-GpuFault: TypeAlias = Literal["lost", "hung", "stuck", "zero"]
+GpuFault: TypeAlias = Literal["lost", "hung", "stuck", "zero", "lying"]
 MeterFault: TypeAlias = Literal["silent", "stuck", "zero", "lying"]
 
 WARM_UP_MS: Span = 3 * MINUTE
@@ -220,10 +221,13 @@ class TwinRow:
         self._breakers = Breakers(1 + len(self._nodes), curve, before=0.6)  # the row's own is the first
         self._rating_w = np.array([self.row.budget_w, *(node.limit_w for node in self._nodes)])
         self._ups = UpsDeadline()
+        self._on_battery: frozenset[int] = frozenset()
         self._carried = self._carry()
         window = max(1, round(METER_WINDOW_S / self._dt))
         self._window = np.zeros((window, 1 + len(self._nodes)))
         self.trip_cause, self.tripped_at = "", None  # type: str, Instant | None
+        self.opened: dict[str, Instant] = {}
+        """The breakers that have opened, by the path of the row or power node, and when."""
 
         self._steps = 0
         self._energy_j = self._peak_w = self._over_budget_s = 0.0
@@ -233,6 +237,8 @@ class TwinRow:
         self._warm_up()
 
         self._faults: dict[int, GpuFault] = {}
+        self._lie: dict[int, float] = {}
+        self._path_loss: dict[tuple[Path, int], float] = {}
         self._frozen_mw: dict[int, int] = {}
         self._uuids = [_uuids(host) for host in self.hosts]
         self._facades: dict[tuple[str, Path], TwinNvml] = {}
@@ -326,17 +332,42 @@ class TwinRow:
     def write(self, path: Path, gpu: int, setting: Setting, low: float, high: float) -> None:
         """Accept a setting for a GPU (its place in the row); it lands after the path's latency:
         in_band 50 ms, brake 5 s (published), out_of_band up to 40 s (published), or never."""
-        late = 50
-        if path == "brake":
-            late = 5 * SECOND
-        elif path == "out_of_band":
+        loss, lossy = 1.0, self._path_loss.get((path, gpu // self._gpus), 0.0)
+        if path == "out_of_band":
             chance, loss = self._write_rng.random(2)
             late = 40 * SECOND if self._oob_latency == "constant_40" else round(chance * 40 * SECOND)
-            if loss < self._oob_loss:
-                self.lost_writes += 1
-                return
+            lossy = max(lossy, self._oob_loss)
+        else:
+            late = 5 * SECOND if path == "brake" else 50
+            loss = self._write_rng.random() if lossy else loss
+        if loss < lossy:
+            self.lost_writes += 1
+            return
         self._written += 1
         heapq.heappush(self._pending, _Write(self._now + late, self._written, path, gpu, setting, low, high))
+
+    def fail_path(self, host_path: str, path: Path, loss_ratio: float = 0.0) -> None:
+        """From now on every call by this path of a host times out or, with a `loss_ratio`, that share of
+        what is written by it never lands, without a word."""
+        facade = self.nvml(host_path, path)
+        if loss_ratio:
+            self._path_loss[path, self._place(host_path)] = loss_ratio
+        else:
+            facade.show(unanswered(len(self.hosts) * self._gpus))
+
+    def mend_path(self, host_path: str, path: Path) -> None:
+        """The path answers again, and loses no more than its row's do."""
+        self.nvml(host_path, path).show(self.readings)
+        self._path_loss.pop((path, self._place(host_path)), None)
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """Which hosts have a clock or a power limit below their boards' highest in force, or are dark;
+        shape (hosts,)."""
+        servers = self.servers
+        tight = (servers.lock_mhz < servers.max_mhz) | (servers.limit_w < servers.tdp_w)
+        held: npt.NDArray[np.bool_] = (tight & servers.present).any(axis=1) | ~servers.alive
+        return held
 
     def _land(self, until: Instant) -> None:
         """Put in force what is due."""
@@ -364,13 +395,21 @@ class TwinRow:
 
     # ---- power ----
 
-    def fail_ups(self, capacity_ratio: float = UPS_FAILOVER_RATIO) -> None:
-        """Mains is lost: on battery the row may draw this share of its budget, and more for 10 s."""
+    def fail_ups(self, capacity_ratio: float = UPS_FAILOVER_RATIO, ups: str = "") -> None:
+        """Mains is lost: on battery the row may draw this share of its budget, and more for 10 s. `ups`
+        is the path of the one that says so; empty: all of them do. KeyError for one that is not there."""
+        self._on_battery = frozenset(self._places[path] for path in ((ups,) if ups else self.upses))
         self._ups.fail(capacity_ratio * self.row.budget_w)
 
     def restore_ups(self) -> None:
         """Mains is back."""
+        self._on_battery = frozenset()
         self._ups.restore()
+
+    @property
+    def over_on_battery_s(self) -> float:
+        """The longest that the row drew more than was left, over the failures so far."""
+        return self._ups.longest_s
 
     @property
     def power_w(self) -> float:
@@ -385,7 +424,7 @@ class TwinRow:
     def measure(self, place: int) -> tuple[float, bool, bool]:
         """Metered watts of a power node, whether its breaker is closed, and whether it is on battery."""
         closed = bool(self._breakers.closed[place])
-        return float(self._metered[place]), closed, self._ups.on_battery
+        return float(self._metered[place]), closed, place - 1 in self._on_battery
 
     def _carry(self) -> FloatArray:
         """What share of each host's power each breaker carries; (1 + nodes, hosts). A rack's feeds that
@@ -413,6 +452,9 @@ class TwinRow:
 
     def _opened(self) -> None:
         """A breaker has opened: what is left carries the rest, or the hosts go dark."""
+        names = (self.row.path, *self._places)
+        for place in np.flatnonzero(~self._breakers.closed).tolist():
+            self.opened.setdefault(names[place], self._stepped)
         self._carried = self._carry()
         if not self._breakers.closed[0]:
             self._dark(np.ones(len(self.hosts), dtype=bool), "row breaker")
@@ -429,9 +471,11 @@ class TwinRow:
 
     # ---- sensors ----
 
-    def fail_gpu(self, host_path: str, index: int, fault: GpuFault) -> None:
-        """From now on the GPU is lost, does not return from calls, repeats its power, or reads 0."""
+    def fail_gpu(self, host_path: str, index: int, fault: GpuFault, factor: float = 0.8) -> None:
+        """From now on the GPU is lost, does not return from calls, repeats its power, reads 0, or reads
+        `factor` times its power."""
         at = self._place(host_path) * self._gpus + index
+        self._lie[at] = factor
         self._frozen_mw[at] = self.readings.power_mw[at] or 0
         self._faults[at] = fault
         self._show()
@@ -497,6 +541,9 @@ class TwinRow:
                 self._silence(gpu, TIMEOUT)
             elif fault == "stuck" and gpu not in readings.refusals:
                 readings.power_mw[gpu] = readings.average_mw[gpu] = self._frozen_mw[gpu]
+            elif fault == "lying" and gpu not in readings.refusals:
+                for column in (readings.power_mw, readings.average_mw):
+                    column[gpu] = round((column[gpu] or 0) * self._lie[gpu])
             elif fault == "zero" and gpu not in readings.refusals:
                 for name in _MEASURED:
                     getattr(readings, name)[gpu] = 0

@@ -123,6 +123,8 @@ class Servers:
         self._beta = column([board.beta_c_per_w for board in boards])
         offset = column([board.offset_c for board in boards])
         self._base_c = INLET_C + offset + rng.uniform(-5.0, 5.0, shape)
+        self.inlet_rise_c = np.zeros((len(hosts), 1))
+        """How much warmer than INLET_C the air is that each host draws; to be written to."""
         self._overhead_idle = np.array([host.overhead_idle_w for host in hosts])
         self._overhead_span = np.array([host.overhead_max_w - host.overhead_idle_w for host in hosts])
         count = self.present.sum(axis=1)
@@ -312,7 +314,7 @@ class Servers:
         self.decode_w = np.where(lit, idle + (self._decode_w - idle) * self._power, 0.0)
         self.gpu_w = np.where(lit, idle + full * self._power, 0.0)
         self.energy_j += self.gpu_w * dt
-        warm = self._base_c + self._beta * self.gpu_w
+        warm = self._base_c + self.inlet_rise_c + self._beta * self.gpu_w
         self.core_c += (warm - self.core_c) * -np.expm1(-dt / THERMAL_LAG_S)
         gpus = self.gpu_w.sum(axis=1)
         load = np.clip((gpus - self._load_zero) / self._load_span, 0.0, 1.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.sites import DEMO as DEMO_SITE
 
+from schemas.commands import Path
 from schemas.instants import HOUR, MINUTE, SECOND
 from schemas.site_file import read_site
 from schemas.topology import Site
@@ -269,3 +270,91 @@ def test_a_lock_costs_its_hosts_latency_and_nobody_elses(make_site: Callable[...
     assert capped.latency_p50_s["high"] == free.latency_p50_s["high"]
     assert 0.04 < capped.latency_p50_s["low"] / free.latency_p50_s["low"] - 1 < 0.20
     assert 0.05 < 1 - capped.energy_j / free.energy_j < 0.15
+
+
+# ---- what goes wrong besides sensors ----
+
+
+def test_only_the_ups_that_fails_says_so_and_its_time_over_capacity_is_remembered(
+    flood: Callable[..., Load],
+) -> None:
+    row = TwinRow(demo_site(13), "ams1/row-b", seed=1, load=flood(), curve=UNBREAKABLE)
+    row.advance(10 * SECOND)
+    first, second = row.upses
+    row.fail_ups(0.1, ups=first)
+    assert (row.upses[first].read().on_battery, row.upses[second].read().on_battery) == (True, False)
+    row.advance(14 * SECOND)
+    row.restore_ups()
+    assert row.upses[first].read().on_battery is False
+    assert row.over_on_battery_s == 4.0
+    with pytest.raises(KeyError, match="no-ups"):
+        row.fail_ups(ups="no-ups")
+
+
+def test_a_path_that_is_down_times_out_and_the_hosts_other_paths_answer(
+    make_site: Callable[..., Site], flood: Callable[..., Load]
+) -> None:
+    row = TwinRow(make_site(2), "lab/row-a", seed=1, load=flood())
+    host = row.hosts[0].path
+    bmc, driver = row.nvml(host, "out_of_band"), row.nvml(host, "in_band")
+    for nvml in (bmc, driver):
+        nvml.nvmlInit()
+    handle = bmc.nvmlDeviceGetHandleByIndex(0)
+    row.fail_path(host, "out_of_band")
+    row.advance(2 * SECOND)
+    with pytest.raises(bmc.NVMLError, match="Timeout"):
+        bmc.nvmlDeviceSetGpuLockedClocks(handle, 210, 1110)
+    with pytest.raises(bmc.NVMLError, match="Timeout"):
+        bmc.nvmlDeviceGetPowerUsage(handle)
+    assert driver.nvmlDeviceGetPowerUsage(driver.nvmlDeviceGetHandleByIndex(0)) > 0
+    assert row.nvml(row.hosts[1].path, "out_of_band") is not bmc, "of this host alone"
+    row.mend_path(host, "out_of_band")
+    bmc.nvmlDeviceSetGpuLockedClocks(handle, 210, 1110)
+    row.advance(43 * SECOND)
+    assert row.held.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("path", ["in_band", "out_of_band", "brake"])
+def test_a_lossy_path_loses_its_share_of_writes_without_a_word(
+    make_site: Callable[..., Site], path: Path
+) -> None:
+    row = TwinRow(make_site(2), "lab/row-a", seed=1, load=STEADY)
+    row.fail_path(row.hosts[0].path, path, loss_ratio=0.5)
+    for host in row.hosts:
+        nvml = row.nvml(host.path, path)
+        nvml.nvmlInit()
+        for _ in range(25):
+            for index in range(8):
+                nvml.nvmlDeviceSetGpuLockedClocks(nvml.nvmlDeviceGetHandleByIndex(index), 210, 1110)
+    assert 70 < row.lost_writes < 130, "of the 200 by that path, and of no other"
+
+
+def test_warmer_air_is_a_warmer_board_by_as_much(make_site: Callable[..., Site]) -> None:
+    warm, cool = (TwinRow(make_site(4), "lab/row-a", seed=1, load=STEADY) for _ in range(2))
+    warm.servers.inlet_rise_c[0] = 12.0
+    for row in (warm, cool):
+        row.advance(MINUTE)
+    rise = warm.servers.core_c - cool.servers.core_c
+    assert rise[0] == pytest.approx(12.0, abs=0.05)
+    assert not rise[1:].any()
+
+
+def test_a_gpu_that_lies_scales_its_power_alone(make_site: Callable[..., Site]) -> None:
+    lying, true = (TwinRow(make_site(2), "lab/row-a", seed=1, load=STEADY) for _ in range(2))
+    lying.fail_gpu(lying.hosts[0].path, 3, "lying", 0.5)
+    for row in (lying, true):
+        row.advance(10 * SECOND)
+    said, is_so = lying.readings, true.readings
+    assert said.power_mw[3] == pytest.approx(0.5 * (is_so.power_mw[3] or 0), abs=1)
+    assert said.power_mw[:3] == is_so.power_mw[:3]
+    assert said.core_c == is_so.core_c
+
+
+def test_a_breaker_that_opens_is_named_with_its_moment(
+    make_site: Callable[..., Site], flood: Callable[..., Load]
+) -> None:
+    row = TwinRow(make_site(4, feed_w=8_000.0), "lab/row-a", seed=1, load=flood())
+    assert not row.opened
+    row.advance(5 * MINUTE)
+    assert list(row.opened) == ["lab/ups-1/pdu-1/feed-a"]
+    assert 0 < row.opened["lab/ups-1/pdu-1/feed-a"] < 5 * MINUTE
