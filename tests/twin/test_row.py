@@ -294,7 +294,7 @@ def test_only_the_ups_that_fails_says_so_and_its_time_over_capacity_is_remembere
 def test_a_path_that_is_down_times_out_and_the_hosts_other_paths_answer(
     make_site: Callable[..., Site], flood: Callable[..., Load]
 ) -> None:
-    row = TwinRow(make_site(2), "lab/row-a", seed=1, load=flood())
+    row = TwinRow(make_site(2), "lab/row-a", seed=1, load=flood(2))
     host = row.hosts[0].path
     bmc, driver = row.nvml(host, "out_of_band"), row.nvml(host, "in_band")
     for nvml in (bmc, driver):
