@@ -1,22 +1,27 @@
 """Reflexes: each host's own GPUs, read on a thread of its own, and what its reflex makes of it.
 
 Nothing here needs a network. A driver that hangs keeps its host's reflex from knowing better: what it holds
-it holds on, and what it does not hold the lease holds.
+it holds on, and what it does not hold the lease holds. In simulated time the caller feeds them with the
+frames that are read anyway.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from actuators.leases import LeaseTimer
+from actuators.lifecycle import HostAgent
 from actuators.reflex import Hold, Reflex
 from collectors.base import Collector, CollectorError
 from runtime.clock import Clock
+from runtime.hosts.embedded import Samples
 from schemas.emergencies import Emergency
-from schemas.instants import SECOND, Span
+from schemas.envelope import Event
+from schemas.instants import SECOND, Instant, Span
 from schemas.samples import GpuFrame
+from schemas.shares import SafeShare
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,3 +126,42 @@ class Reflexes:
         if nerve.away != why:  # said once, not at every reading
             nerve.away = why
             _LOG.error("%s: its reflex cannot read its GPUs: %s", nerve.path, why, exc_info=fault)
+
+
+class InlineReflexes:
+    """The reflexes of simulated hosts, each watched by one. `by_host` has them."""
+
+    def __init__(self, agents: Mapping[str, HostAgent], shares: Mapping[str, SafeShare]) -> None:
+        self.by_host = {
+            path: Reflex(agent.host, shares[path], source=f"actuator/{path}")
+            for path, agent in agents.items()
+        }
+        self._agents = agents
+
+    def feel(self, frames: Iterable[Event], now: Instant) -> list[Event]:
+        """The reflexes take the frames of their hosts in; what they and their agents said."""
+        said: list[Event] = []
+        for frame in frames:
+            if isinstance(frame, GpuFrame):
+                reflex = self.by_host[frame.subject]
+                raised = reflex.step(frame)
+                if raised is not None:
+                    said += [raised, *self._agents[frame.subject].reflex(reflex.held, now)]
+        return said
+
+
+class FeltSamples:
+    """Samples that the hosts' reflexes feel as they are gathered; what comes of it is gathered too."""
+
+    def __init__(self, samples: Samples, reflexes: InlineReflexes) -> None:
+        self._samples = samples
+        self._reflexes = reflexes
+
+    def gather(self, now: Instant) -> Sequence[Event]:
+        """The samples, and what reflexes and agents said to them."""
+        events = self._samples.gather(now)
+        return [*events, *self._reflexes.feel(events, now)]
+
+    def next_poll(self, now: Instant) -> Instant:
+        """When there may be more."""
+        return self._samples.next_poll(now)

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as MetricSource
 
 from actuators.lifecycle import HostAgent
-from actuators.reflex import Reflex
 from collectors.base import Collector
 from collectors.feed_meter import FeedCollector
 from runtime.agents import InlineAgents
@@ -33,9 +32,9 @@ from runtime.clock import Clock
 from runtime.config import Setup
 from runtime.orders import Orders, Release
 from runtime.polling import InlineSamples
+from runtime.reflexes import InlineReflexes
 from runtime.wiring import METERS_MS, agents_on_twin, collectors_on_twin
 from schemas.commands import Command
-from schemas.envelope import Event
 from schemas.instants import SECOND, Instant, Span
 from schemas.samples import GpuFrame
 from twin.row import MeterReading, TwinMeter, TwinRow
@@ -80,26 +79,12 @@ class SimulatedRow:
         self.plant = plant
         self.agents: dict[str, HostAgent] = agents_on_twin(plant, setup, reflex=True)
         self.inline = InlineAgents(self.agents, setup.oversubscribed)
-        self.reflexes = {
-            host.path: Reflex(host, setup.shares[host.path], source=f"actuator/{host.path}")
-            for host in plant.hosts
-        }
+        self.reflexes = InlineReflexes(self.agents, setup.shares)
 
     @property
     def glance_ms(self) -> Span | None:
         """How soon an agent looks at what it wrote; None where none has yet to."""
         return min((agent.wait_ms for agent in self.agents.values() if agent.pending), default=None)
-
-    def feel(self, frames: Iterable[Event], now: Instant) -> list[Event]:
-        """The hosts' reflexes take their frames in; what they and their agents said."""
-        said: list[Event] = []
-        for frame in frames:
-            if isinstance(frame, GpuFrame):
-                reflex = self.reflexes[frame.subject]
-                raised = reflex.step(frame)
-                if raised is not None:
-                    said += [raised, *self.agents[frame.subject].reflex(reflex.held, now)]
-        return said
 
 
 class SimulatedSite:
@@ -189,7 +174,7 @@ class SimulatedSite:
         events = samples.gather(now)
         self.frames += sum(isinstance(event, GpuFrame) for event in events)
         self._publisher.send(events)
-        self._publisher.send(row.feel(events, now))
+        self._publisher.send(row.reflexes.feel(events, now))
         self._publisher.send(row.inline.step((), now))
         self._watch(row)
 
@@ -282,7 +267,7 @@ class TwinMetrics(MetricSource):
             budget.add_metric(label, plant.row.budget_w)
             tripped.add_metric(label, plant.tripped)
             hottest.add_metric(label, float(plant.servers.core_c.max()))
-            held.add_metric(label, sum(reflex.held is not None for reflex in row.reflexes.values()))
+            held.add_metric(label, sum(reflex.held is not None for reflex in row.reflexes.by_host.values()))
             over.add_metric(label, plant.statistics().over_budget_s)
         behind = GaugeMetricFamily("windrow_twin_behind_seconds", "How late the last part was polled.")
         behind.add_metric([], self._site.behind_ms / SECOND)

@@ -22,7 +22,7 @@ from runtime.clock import Clock, SimulatedClock
 from runtime.config import HostConfig, Setup
 from runtime.control_loop import ControlLoop
 from runtime.health import Health, served
-from runtime.hosts.embedded import EmbeddedHost, Records
+from runtime.hosts.embedded import EmbeddedHost, Records, Samples
 from runtime.inbox import Operators
 from runtime.journal import Journal
 from runtime.ledger.patient import PatientLedger
@@ -33,6 +33,7 @@ from runtime.measured import Measured
 from runtime.metrics import Metrics
 from runtime.polling import InlineSamples, ThreadedSamples, sampled
 from runtime.recorder import Recorder, header_of
+from runtime.reflexes import FeltSamples, InlineReflexes
 from runtime.registry import ACTUATORS
 from runtime.row_loop import Beat
 from runtime.state_dir import StateDir
@@ -99,19 +100,25 @@ def on_twin(
     frame_ms: Span = 2 * SECOND,
     state_dir: pathlib.Path | None = None,
     observe: Iterable[Callable[[Beat], None]] = (),
+    reflex: bool = False,
+    advance: Callable[[Instant], None] | None = None,
 ) -> TwinRig:
     """The real adapters over a simulated row, in simulated time: waiting advances the plant.
 
     `frame_ms` is the period of GPU frames; meters are read every `METERS_MS`. `state_dir` None keeps the
-    agents' state in memory.
+    agents' state in memory. `reflex`: each host is watched by its reflex. `advance` moves the plant, where
+    it does not move by itself alone.
     """
     meters = {path: plant.meters[path] for path in plant.row.meters}
     power = FeedCollector({**meters, **plant.upses}, upses=tuple(plant.upses), period_ms=METERS_MS)
-    agents = agents_on_twin(plant, setup, state_dir=state_dir)
+    agents = agents_on_twin(plant, setup, state_dir=state_dir, reflex=reflex)
+    samples: Samples = InlineSamples([*collectors_on_twin(plant, frame_ms), power])
+    if reflex:
+        samples = FeltSamples(samples, InlineReflexes(agents, setup.shares))
     host = EmbeddedHost(
-        clock=SimulatedClock(plant.now, plant.advance),
+        clock=SimulatedClock(plant.now, advance or plant.advance),
         loop=ControlLoop(setup.site, setup.policy, epoch=epoch),
-        samples=InlineSamples([*collectors_on_twin(plant, frame_ms), power]),
+        samples=samples,
         agents=InlineAgents(agents, setup.oversubscribed),
         ledger=ledger,
         observe=observe,

@@ -13,11 +13,12 @@ from typing import NamedTuple
 from faults.boards import Seen
 from faults.witness import Said
 
+from runtime.judging import not_as_asked, obeyed_backwards, out_of_lease
 from schemas.commands import Brake, Command, LockClocks
 from schemas.decisions import Decision
 from schemas.envelope import Event, Tick
 from schemas.instants import SECOND, Instant, Span
-from schemas.outcomes import Accepted, Lapsed, Outcome, Released, Renewed, Verified
+from schemas.outcomes import Lapsed, Outcome, Released, Renewed, Verified
 from schemas.samples import FeedSample
 from schemas.shares import SafeShare
 from schemas.topology import Site
@@ -25,12 +26,6 @@ from schemas.topology import Site
 ANSWER_MS: Span = 5 * SECOND
 """How long a command may be without an outcome: the agent's longest look at a device in band, 3 s, and the
 way there and back (our choice)."""
-
-LAPSE_MS: Span = 5 * SECOND
-"""How long after its lease a host may still be above its share: the timer's 0.25 s, a write, a read-back in
-band (3 s), and a frame (our choice)."""
-
-_MHZ = 16.0  # clocks come in steps of 15 MHz
 
 
 class Fate(NamedTuple):
@@ -73,41 +68,17 @@ def fate(
         asked_again=len(unanswered) - len(lost),
         lost=tuple(f"{type(each).__name__} {each.id} for {each.subject}" for each in lost),
         wrong=(
-            *_obeyed_backwards(outcomes),
-            *_not_as_asked(outcomes, commands),
+            *(found.words for found in obeyed_backwards(outcomes)),
+            *(found.words for found in not_as_asked(outcomes, commands)),
             *_two_owners(said),
             *_unrecorded(said, recorded),
-            *_out_of_lease(outcomes, seen, commands, shares),
+            *(found.words for found in out_of_lease(outcomes, seen, commands, shares)),
         ),
     )
 
 
 def _age(command: Command) -> tuple[int, Instant]:
     return command.lease.epoch, command.lease.issued_at
-
-
-def _obeyed_backwards(outcomes: Iterable[Outcome]) -> Iterable[str]:
-    """A host took a command of an older controller after one of a newer: settings that go back and forth."""
-    highest: dict[str, int] = defaultdict(int)
-    for outcome in outcomes:
-        if isinstance(outcome, Accepted | Renewed):
-            if outcome.epoch < highest[outcome.subject]:
-                yield f"{outcome.subject} obeyed epoch {outcome.epoch} after epoch {highest[outcome.subject]}"
-            highest[outcome.subject] = max(highest[outcome.subject], outcome.epoch)
-
-
-def _not_as_asked(outcomes: Iterable[Outcome], commands: Mapping[str, Command]) -> Iterable[str]:
-    """Taken for success at a looser setting than was asked for, or taken up after its lease."""
-    for outcome in outcomes:
-        command = commands.get(outcome.command)
-        if not isinstance(command, LockClocks | Brake):
-            continue
-        seen = outcome.observed if isinstance(outcome, Verified) else None
-        if seen is not None and seen > command.max_mhz + _MHZ:
-            yield f"{outcome.subject} verified {seen:.0f} MHz for {command.max_mhz} MHz"
-        late = isinstance(outcome, Accepted) and outcome.at >= command.lease.expires_at
-        if late and command.lease.on_expiry != "hold":
-            yield f"{outcome.subject} took up {command.id} after its lease"
 
 
 def _two_owners(said: Iterable[Said]) -> Iterable[str]:
@@ -136,31 +107,6 @@ def _unrecorded(said: Iterable[Said], recorded: Mapping[str, Instant]) -> Iterab
         late = recorded.get(command.id, each.kept_at + 1) > each.kept_at
         if late and before is not None and command.max_mhz > before:
             yield f"{command.subject} was told {command.max_mhz} MHz before the ledger had it"
-
-
-def _out_of_lease(
-    outcomes: Iterable[Outcome],
-    seen: Iterable[Seen],
-    commands: Mapping[str, Command],
-    shares: Mapping[str, SafeShare],
-) -> Iterable[str]:
-    """A host above its safe share while no lease allows it, by its boards themselves."""
-    allowed: dict[str, Instant] = {}  # until when the host's last lease runs
-    found: set[str] = set()
-    taken = [each for each in outcomes if isinstance(each, Accepted | Verified | Renewed)]
-    for event in sorted([*taken, *seen], key=lambda event: event.at):
-        if isinstance(event, Outcome):
-            command = commands.get(event.command)
-            if command is not None:
-                allowed[event.subject] = max(allowed.get(event.subject, 0), command.lease.expires_at)
-            continue
-        until, share = allowed.get(event.host), shares[event.host]
-        if until is None or event.host in found or event.mhz <= share.max_mhz + _MHZ:
-            continue
-        if event.at > until + LAPSE_MS:
-            found.add(event.host)
-            late_s = (event.at - until) / SECOND
-            yield f"{event.host} ran at {event.mhz:.0f} MHz {late_s:.0f} s after its last lease"
 
 
 def silence(times: Iterable[Instant], since: Instant, until: Instant) -> Span:
