@@ -412,6 +412,11 @@ class TwinRow:
         return self._ups.longest_s
 
     @property
+    def ups_deadline_s(self) -> float:
+        """How long a UPS on battery bears more than is left."""
+        return self._ups.deadline_s
+
+    @property
     def power_w(self) -> float:
         """The row's true power over the last step."""
         return float(self.servers.wall_w.sum())
