@@ -34,6 +34,7 @@ COMMANDS = {
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",
+    "experiment": "runtime.cli.experimenting:experiment",
     "topics": "runtime.cli.topics:topics",
     "archive": "runtime.cli.archiving:archive",
     "audit": "runtime.cli.asking:audit",

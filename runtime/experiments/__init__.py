@@ -1,0 +1,1 @@
+"""Experiments on the simulated row: the real controller over weeks of simulated time."""

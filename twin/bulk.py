@@ -1,0 +1,543 @@
+"""A row of inference servers over weeks: the plant of `server`, worked out minutes at a time.
+
+Between two changes of a clock a row's course is settled by its requests, so a stretch of many steps is worked
+out at once, on arrays of (hosts, steps) and of requests, and handed on step by step. Whoever sets a clock
+changes the future only: the stretch is then cut at that moment, what was handed on stays to the last bit,
+and the rest is worked out anew. That costs some 10 µs a step for 52 servers instead of a millisecond.
+
+What a server does is what `twin.server.Servers` does, with its figures:
+
+- prompts are worked off first come first served. In a server's own *work time*, which runs as fast as its
+  clock lets it work, a prompt is through at max(its arrival, the one before) + its work, and that is a
+  running maximum over sums (Lindley's recursion). Each request has its exact moments, whatever the step;
+- answers share the decode rate, which falls a little with their number and while a prompt runs. Their number
+  depends on how fast they were: it is worked out twice, from the last stretch's number and from the first
+  answer, after which nothing moves by more than some 1e-4;
+- power is the mean of a step; fans and conversion follow the GPUs' load with their lag.
+
+All GPUs of a server are alike and share its settings, a clock lock per path, the tightest of which holds.
+Power limits are not modelled: a safe share's clock keeps a board within a few watts of its limit by itself.
+A breaker that would open is counted and goes on: weeks in which the row stands dark say nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import lfilter
+
+from schemas.commands import Path
+from schemas.instants import SECOND, Instant, Span
+from schemas.topology import Host, Priority
+from schemas.units import FloatArray
+from twin.breaker import TripCurve
+from twin.server import (
+    BATCH_COST,
+    DECODE_KEPT,
+    FAN_LAG_S,
+    TOKEN_MS,
+    board_model,
+    prefill_seconds,
+    prompt_peak_ratio,
+)
+from twin.weekly import BLOCK_S, Load
+from twin.workload import Arrivals, IntArray
+
+STEP_MS: Span = 2 * SECOND
+"""A step, and the mean that the row's meter shows."""
+
+_DT = STEP_MS / SECOND
+_BLOCK = BLOCK_S * SECOND // STEP_MS  # steps
+_PATHS: tuple[Path, ...] = get_args(Path)
+_PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+_BOARD_LATE_MS: Span = 50
+
+# Latencies in bins 0.5 % wide from 10 ms to about 3 h, as `server` counts them.
+_BIN, _FIRST_S, _BINS = 0.005, 0.01, 2800
+
+OobLatency: TypeAlias = Literal["constant", "uniform"]
+
+
+class PathFaults(msgspec.Struct, frozen=True, kw_only=True):
+    """How late a write out of band lands, in seconds: always, or uniformly up to it; and how often it never
+    does, without a word."""
+
+    latency_s: float = 40.0
+    spread: OobLatency = "constant"
+    loss_ratio: float = 0.0
+
+
+class Totals(msgspec.Struct, kw_only=True):
+    """What a run has come to. Arrays are per priority (low, high); `latency_counts` has the bins of
+    `quantile_s`. `over_budget_s` counts steps whose mean power was above the budget, `trips` how often the
+    breaker would have opened, `capped_host_s` hosts x seconds below the highest clock."""
+
+    seconds: float = 0.0
+    energy_j: float = 0.0
+    peak_w: float = 0.0
+    over_budget_s: float = 0.0
+    trips: int = 0
+    capped_host_s: FloatArray
+    arrived: IntArray
+    done: IntArray
+    tokens: FloatArray
+    latency_counts: IntArray
+
+    def quantile_s(self, priority: Priority, quantile: float) -> float:
+        """A quantile of the time from arrival to last token of the requests done, within 0.25 %; NaN before
+        the first."""
+        counts = self.latency_counts[_PRIORITIES.index(priority)]
+        if not counts.any():
+            return float("nan")
+        below = np.cumsum(counts)
+        rank = quantile * below[-1]
+        place = int(np.searchsorted(below, rank))
+        inside = (rank - (below[place] - counts[place])) / max(1, counts[place])
+        return float(_FIRST_S * np.exp((place + inside) * _BIN))
+
+
+class _Waiting(NamedTuple):
+    """Requests whose prompt is not through, in the order of host and arrival."""
+
+    host: IntArray
+    at_s: FloatArray
+    prompt: FloatArray
+    output: FloatArray
+    work: FloatArray  # seconds at full clock that are left of it
+
+
+class _Running(NamedTuple):
+    """Answers under way; `target` is where their host's count of tokens ends them, from this moment on."""
+
+    host: IntArray
+    at_s: FloatArray
+    output: FloatArray
+    target: FloatArray
+
+
+class _Prompts(NamedTuple):
+    """A stretch's prompts. `prefilling` (the share of the step) and `tokens` (in the prompts at hand) are
+    (hosts, steps), `waiting` is left over; the rest has one entry for each prompt that was through: its host,
+    the step, how long before that step's end (in steps), and its request."""
+
+    prefilling: FloatArray
+    tokens: FloatArray
+    waiting: _Waiting
+    host: IntArray
+    step: IntArray
+    back: FloatArray
+    at_s: FloatArray
+    output: FloatArray
+
+
+class _Answers(NamedTuple):
+    """A stretch's answers: those under way before, then those that began. `over` says which ended, and
+    `over_step` when; `rate` and `decoded` are tokens per answer in each step and up to its end, `began` how
+    many began in it, `batch` and `after` how many were under way at its beginning and its end."""
+
+    host: IntArray
+    target: FloatArray
+    over: npt.NDArray[np.bool_]
+    over_step: IntArray
+    rate: FloatArray
+    decoded: FloatArray
+    began: IntArray
+    batch: FloatArray
+    after: FloatArray
+
+
+class _State(NamedTuple):
+    """The row at the beginning of a step."""
+
+    waiting: _Waiting
+    running: _Running
+    overhead_w: FloatArray  # (hosts,)
+    heat: float
+
+
+class _Stretch(NamedTuple):
+    """A course worked out from a state on: per step, and what it leaves behind."""
+
+    first: int
+    power_w: list[float]
+    busy: FloatArray  # (hosts, steps): share of the step with work
+    end: _State
+    heat: FloatArray
+    arrived: IntArray  # (hosts,)
+    done_host: IntArray
+    done_latency_s: FloatArray
+    done_output: FloatArray
+    capped: FloatArray  # (hosts,) seconds below the highest clock
+
+
+class _Write(NamedTuple):
+    due: Instant
+    number: int
+    path: int
+    host: int
+    mhz: float
+
+
+class BulkRow:
+    """One row, `hosts` in its order, fed by `load`; time counts from 0 in steps of `STEP_MS`.
+
+    `power_w(step)` is asked for each step once, in order, and says what a meter shows at its end. A write
+    counts from the end of the last step asked for.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        budget_w: float,
+        load: Load,
+        *,
+        seed: int,
+        faults: PathFaults | None = None,
+        power_ratio: float = 1.0,
+        curve: TripCurve | None = None,
+    ) -> None:
+        """`power_ratio` multiplies the power of every GPU at work (the study's robustness run)."""
+        self.hosts = tuple(hosts)
+        self.budget_w = budget_w
+        self.faults = faults or PathFaults()
+        self.lost_writes = 0
+        self._load, self._power_ratio = load, power_ratio
+        self._curve = curve or TripCurve()
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[1])
+        n = len(hosts)
+        self._n = n
+        skus = [host.sku for host in hosts]
+        self._count = np.array([float(host.gpu_count) for host in hosts])[:, None]
+        self._idle_w = np.array([sku.idle_w for sku in skus])[:, None]
+        self._tdp_w = np.array([sku.tdp_w for sku in skus])[:, None]
+        self._decode_w = np.array([board_model(sku).decode_w for sku in skus])[:, None]
+        self._max_mhz = np.array([float(sku.max_mhz) for sku in skus])
+        self._min_mhz = np.array([float(sku.min_mhz) for sku in skus])
+        self._step_mhz = np.array([float(sku.step_mhz) for sku in skus])
+        self._overhead_idle = np.array([host.overhead_idle_w for host in hosts])[:, None]
+        self._overhead_span = np.array([host.overhead_max_w for host in hosts])[:, None] - self._overhead_idle
+        self._class = np.array([_PRIORITIES.index(host.priority) for host in hosts])
+        self._offset = np.arange(n, dtype=np.float64)[:, None]
+
+        self._locks = np.tile(self._max_mhz, (len(_PATHS), 1))
+        self._pending: list[_Write] = []
+        self._written = 0
+        none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
+        self._state = _State(
+            _Waiting(nobody, none, none, none, none),
+            _Running(nobody, none, none, none),
+            self._overhead_idle[:, 0].copy(),
+            0.6**2,
+        )
+        self._at = 0  # the step that `_state` is the beginning of
+        self._asked = 0  # steps handed on
+        self._block = -1
+        self._new = Arrivals(none, nobody, none, none)
+        self._ahead: _Stretch | None = None
+        self._rewritten = False
+        self._hot = False
+        self.totals = self._nothing()
+
+    def _nothing(self) -> Totals:
+        return Totals(
+            capped_host_s=np.zeros(2),
+            arrived=np.zeros(2, dtype=np.int64),
+            done=np.zeros(2, dtype=np.int64),
+            tokens=np.zeros(2),
+            latency_counts=np.zeros((2, _BINS), dtype=np.int64),
+        )
+
+    def forget(self) -> None:
+        """Count from the last step asked for on: what came before was to warm the row up."""
+        self._commit(self._asked)
+        self.totals = self._nothing()
+
+    def settle(self) -> Totals:
+        """The totals of all steps asked for."""
+        self._commit(self._asked)
+        return self.totals
+
+    # ---- time ----
+
+    @property
+    def now(self) -> Instant:
+        """The end of the last step asked for, milliseconds from the start."""
+        return self._asked * STEP_MS
+
+    def power_w(self, step: int) -> float:
+        """Mean power of the row over step `step` (from 0). Raises ValueError unless it is the next one."""
+        if step != self._asked:
+            raise ValueError(f"step {step} was asked for, the next one is {self._asked}")
+        ahead = self._ahead
+        if ahead is None or self._rewritten or step >= ahead.first + len(ahead.power_w):
+            self._commit(step)
+            self._rewritten = False
+            block = step // _BLOCK
+            if block != self._block:
+                self._block, self._new = block, self._load.block(block)
+            ahead = self._ahead = self._work_out(self._at, (block + 1) * _BLOCK - self._at)
+        self._asked = step + 1
+        return ahead.power_w[step - ahead.first]
+
+    def course_w(self) -> list[float]:
+        """Power of the steps up to the end of the block, from the last one asked for on, where nobody sets a
+        clock: all handed on at once. For rows that nobody controls."""
+        first = self._asked
+        if first == self._at or self._ahead is None or first >= self._ahead.first + len(self._ahead.power_w):
+            self.power_w(first)
+        assert self._ahead is not None
+        self._asked = self._ahead.first + len(self._ahead.power_w)
+        return self._ahead.power_w[first - self._ahead.first :]
+
+    def _commit(self, upto: int) -> None:
+        """Make what was handed on up to a step the past."""
+        ahead = self._ahead
+        if ahead is None or upto == self._at:
+            self._ahead = None if self._rewritten else ahead
+            return
+        if upto < ahead.first + len(ahead.power_w):
+            ahead = self._work_out(self._at, upto - self._at)
+        self._ahead = None
+        totals = self.totals
+        power = np.array(ahead.power_w)
+        totals.seconds += power.size * _DT
+        totals.energy_j += float(power.sum()) * _DT
+        totals.peak_w = max(totals.peak_w, float(power.max()))
+        totals.over_budget_s += float((power > self.budget_w).sum()) * _DT
+        hot = np.concatenate(((self._hot,), self._trips(ahead.heat, power)))
+        totals.trips += int((hot[1:] & ~hot[:-1]).sum())
+        self._hot = bool(hot[-1])
+        totals.capped_host_s += np.bincount(self._class, ahead.capped, 2)
+        totals.arrived += np.bincount(self._class, ahead.arrived, 2).astype(np.int64)
+        which = self._class[ahead.done_host]
+        totals.done += np.bincount(which, minlength=2)
+        totals.tokens += np.bincount(which, ahead.done_output, 2)
+        bins = (np.log(np.maximum(ahead.done_latency_s, _FIRST_S) / _FIRST_S) / _BIN).astype(np.int64)
+        flat = which * _BINS + np.minimum(bins, _BINS - 1)
+        totals.latency_counts += np.bincount(flat, minlength=2 * _BINS).reshape(2, _BINS)
+        self._state, self._at = ahead.end, upto
+        while self._pending and self._pending[0].due <= upto * STEP_MS:
+            write = heapq.heappop(self._pending)
+            self._locks[write.path, write.host] = write.mhz
+
+    def _trips(self, heat: FloatArray, power: FloatArray) -> npt.NDArray[np.bool_]:
+        opens: npt.NDArray[np.bool_] = (heat >= self._curve.pickup_ratio**2) | (
+            power >= self._curve.instant_ratio * self.budget_w
+        )
+        return opens
+
+    # ---- settings ----
+
+    def write(self, path: Path, host: int, mhz: float) -> None:
+        """Ask for a clock lock on a host's GPUs by a path; at or above the highest clock is none. It lands
+        after the path's latency: in_band 50 ms, brake 5 s (published), out_of_band as `faults` say."""
+        late = _BOARD_LATE_MS
+        if path == "brake":
+            late = 5 * SECOND
+        elif path == "out_of_band":
+            chance, loss = self._rng.random(2).tolist()
+            late = round(
+                self.faults.latency_s * SECOND * (chance if self.faults.spread == "uniform" else 1.0)
+            )
+            if loss < self.faults.loss_ratio:
+                self.lost_writes += 1
+                return
+        self._written += 1
+        place = _PATHS.index(path)
+        heapq.heappush(self._pending, _Write(self.now + late, self._written, place, host, mhz))
+        self._rewritten = True
+
+    def landing(self, host: int) -> Instant:
+        """When the last write under way to a host lands; 0: none is."""
+        return max((write.due for write in self._pending if write.host == host), default=0)
+
+    def clock_mhz(self, host: int) -> float:
+        """The SM clock that a host's GPUs show now: their ceiling at work, their lowest at rest."""
+        ahead = self._ahead
+        if (
+            ahead is not None
+            and self._asked > ahead.first
+            and ahead.busy[host, self._asked - 1 - ahead.first] <= 0.0
+        ):
+            return float(min(self._min_mhz[host], self.ceiling_mhz(host)))
+        return self.ceiling_mhz(host)
+
+    def ceiling_mhz(self, host: int) -> float:
+        """The clock that a host is held to now."""
+        locks = self._locks[:, host].copy()
+        for write in sorted(w for w in self._pending if w.host == host and w.due <= self.now):
+            locks[write.path] = write.mhz
+        return float(self._supported(locks.min(), host))
+
+    def _supported(self, mhz: FloatArray | float, host: int | slice = slice(None)) -> FloatArray:
+        """Clocks rounded down to what the boards support."""
+        lowest, step = self._min_mhz[host], self._step_mhz[host]
+        steps = np.maximum(0.0, (mhz - lowest) // step)
+        supported: FloatArray = np.minimum(self._max_mhz[host], lowest + steps * step)
+        return supported
+
+    def _clocks(self, first: int, steps: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """How fast prompts and answers go, the share of dynamic power, and the share of time below the
+        highest clock: (hosts, 1) where nothing lands, else (hosts, steps), a step in which something lands
+        blended."""
+        begin, end = first * STEP_MS, (first + steps) * STEP_MS
+        columns = self._factors(self._locks)
+        due = sorted(write for write in self._pending if write.due < end)
+        if not due:
+            return columns
+        whole = tuple(np.repeat(column, steps, axis=1) for column in columns)
+        locks = self._locks.copy()
+        for number, write in enumerate(due):
+            locks[write.path, write.host] = write.mhz
+            if number + 1 < len(due) and due[number + 1].due == write.due:
+                continue
+            after = self._factors(locks)
+            at = max(0, write.due - begin)
+            step, part = at // STEP_MS, 1.0 - (at % STEP_MS) / STEP_MS
+            for column, now in zip(whole, after, strict=True):
+                before = column[:, -1:].copy()
+                column[:, step + 1 :] = now
+                column[:, step : step + 1] += part * (now - before)
+        return whole  # type: ignore[return-value]
+
+    def _factors(self, locks: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        clock = (self._supported(locks.min(axis=0)) / self._max_mhz)[:, None]
+        return (
+            1.0 / (0.9 / clock + 0.1),
+            1.0 / (0.15 / clock + 0.85),
+            0.35 * clock + 0.65 * clock**2.5,
+            (clock < 1.0).astype(np.float64),
+        )
+
+    # ---- the plant ----
+
+    def _work_out(self, first: int, steps: int) -> _Stretch:
+        """The course of `steps` steps from `_state`, which is the beginning of step `first`."""
+        begin_s, state = first * _DT, self._state
+        new = self._new
+        new = new.part(slice(*np.searchsorted(new.at_s, (begin_s, begin_s + steps * _DT))))
+        prompts, answers, power_share, capped = self._clocks(first, steps)
+        read = self._read_prompts(begin_s, np.broadcast_to(prompts, (self._n, steps)), new)
+        running = np.bincount(state.running.host, minlength=self._n).astype(np.float64)[:, None]
+        answers = np.broadcast_to(answers, (self._n, steps))
+        told = self._answer(read, answers, running, np.broadcast_to(running, (self._n, steps)))
+        told = self._answer(read, answers, running, told.batch)
+        busy = 0.5 * ((told.batch > 0.5) | (told.began > 0)) + 0.5 * (told.after > 0.5)
+        decoding = np.minimum(busy, 1.0) * (1.0 - read.prefilling)
+        gpus_w = self._gpus_w(read, decoding, power_share)
+
+        span = self._count * (self._tdp_w - self._idle_w)
+        load = np.clip((gpus_w - self._count * self._idle_w) / span, 0.0, 1.0)
+        wanted_w = self._overhead_idle + load * self._overhead_span
+        lag = -np.expm1(-_DT / FAN_LAG_S)
+        before_w = (1.0 - lag) * state.overhead_w[:, None]
+        rest_w, _ = lfilter((lag,), (1.0, lag - 1.0), wanted_w, axis=1, zi=before_w)
+        power_w = (gpus_w + rest_w).sum(axis=0)
+        warm = -np.expm1(-_DT / self._curve.time_constant_s)
+        square = np.square(power_w / self.budget_w)
+        heat, _ = lfilter((warm,), (1.0, warm - 1.0), square, zi=np.array([(1.0 - warm) * state.heat]))
+
+        run = state.running
+        at_s = np.concatenate((run.at_s, read.at_s))
+        output = np.concatenate((run.output, read.output))
+        host, over = told.host, told.over
+        still = host[~over]
+        running_on = _Running(still, at_s[~over], output[~over], told.target[~over] - told.decoded[still, -1])
+        ended, step = host[over], told.over_step
+        beyond = (told.decoded[ended, step] - told.target[over]) / told.rate[ended, step]
+        return _Stretch(
+            first=first,
+            power_w=power_w.tolist(),
+            busy=read.prefilling + decoding,
+            end=_State(read.waiting, running_on, rest_w[:, -1].copy(), float(heat[-1])),
+            heat=heat,
+            arrived=np.bincount(new.host, minlength=self._n),
+            done_host=ended,
+            done_latency_s=begin_s + (step + 1.0 - beyond) * _DT - at_s[over],
+            done_output=output[over],
+            capped=(capped.sum(axis=1) if capped.shape[1] == steps else capped[:, 0] * steps) * _DT,
+        )
+
+    def _read_prompts(self, begin_s: float, speed: FloatArray, new: Arrivals) -> _Prompts:
+        """The prompts that wait and those that arrive, at these speeds (hosts, steps)."""
+        n, steps = speed.shape
+        ends = np.cumsum(speed * _DT, axis=1)  # work time at the steps' ends
+
+        # By host, then by arrival: those from before, then the new ones.
+        wait = self._state.waiting
+        host = np.concatenate((wait.host, new.host))
+        order = np.argsort(host.astype(np.int16), kind="stable")
+        host = host[order]
+        at = np.concatenate((wait.at_s, new.at_s))[order]
+        prompt = np.concatenate((wait.prompt, new.prompt))[order]
+        output = np.concatenate((wait.output, new.output))[order]
+        work = np.concatenate((wait.work, prefill_seconds(new.prompt)))[order]
+        since = np.maximum(0.0, at - begin_s)
+        step = np.minimum((since / _DT).astype(np.int64), steps - 1)
+        arrived_at = ends[host, step] - ((step + 1) * _DT - since) * speed[host, step]
+        arrived_at = np.where(at < begin_s, 0.0, arrived_at)
+
+        # Lindley's recursion for all hosts in one running maximum: each host lies above the one before.
+        total = np.cumsum(work)
+        longest = float(np.bincount(host, work, n).max(initial=0.0))
+        lift = host * (float(ends[:, -1].max()) + longest + 1.0)
+        through = np.maximum.accumulate(arrived_at - (total - work) + lift) + total - lift
+
+        # How much is done by the end of each step.
+        cell = host * steps + step
+        number = np.cumsum(np.bincount(cell, minlength=n * steps).reshape(n, steps), axis=1)
+        done = np.zeros((n, steps + 1))
+        if host.size:
+            start = np.cumsum(np.bincount(host, minlength=n)) - np.bincount(host, minlength=n)
+            before = np.concatenate(((0.0,), total))[start][:, None]
+            last = np.maximum(start[:, None] + number - 1, 0)
+            left = np.maximum(0.0, through[last] - ends)
+            done[:, 1:] = np.where(number > 0, total[last] - before - left, 0.0)
+        prefilling = np.clip(np.diff(done, axis=1) / (speed * _DT), 0.0, 1.0)
+
+        # When each prompt was through, and how many tokens lie in each step's prompts.
+        width = float(ends[:, -1].max()) + 1.0
+        found = np.searchsorted((ends + self._offset * width).ravel(), through + host * width) - host * steps
+        ready = through <= ends[host, -1]
+        ready_step = np.where(ready, np.minimum(found, steps - 1), steps)
+        gone = np.bincount(host * (steps + 1) + np.minimum(ready_step + 1, steps), prompt, n * (steps + 1))
+        come = np.bincount(cell, prompt, n * steps).reshape(n, steps)
+        tokens = np.cumsum(come - gone.reshape(n, steps + 1)[:, :steps], axis=1)
+
+        left_work = np.minimum(work, through - ends[host, -1])
+        waiting = _Waiting(*(column[~ready] for column in (host, at, prompt, output, left_work)))
+        ready_host, ready_step = host[ready], ready_step[ready]
+        back = (ends[ready_host, ready_step] - through[ready]) / speed[ready_host, ready_step] / _DT
+        return _Prompts(prefilling, tokens, waiting, ready_host, ready_step, back, at[ready], output[ready])
+
+    def _answer(self, read: _Prompts, speed: FloatArray, running: FloatArray, batch: FloatArray) -> _Answers:
+        """The answers, at these speeds, if so many (hosts, steps) are under way at each step's beginning."""
+        n, steps = speed.shape
+        before = self._state.running
+        kept = (1.0 - (1.0 - DECODE_KEPT) * read.prefilling) * speed * (_DT / (TOKEN_MS / 1000.0))
+        rate = kept / (1.0 + BATCH_COST * np.maximum(0.0, batch - 1.0))  # tokens per step
+        decoded = np.cumsum(rate, axis=1)
+        at_ready = decoded[read.host, read.step] - read.back * rate[read.host, read.step]
+        target = np.concatenate((before.target, at_ready + read.output))
+        host = np.concatenate((before.host, read.host))
+        width = float(decoded[:, -1].max()) + 1.0
+        place = np.minimum(target, width - 0.5) + host * width
+        found = np.searchsorted((decoded + self._offset * width).ravel(), place)
+        over = target <= decoded[host, -1]
+        over_step = np.minimum(found[over] - host[over] * steps, steps - 1)
+        began = np.bincount(read.host * steps + read.step, minlength=n * steps).reshape(n, steps)
+        ended = np.bincount(host[over] * steps + over_step, minlength=n * steps).reshape(n, steps)
+        after = running + np.cumsum(began - ended, axis=1)
+        return _Answers(host, target, over, over_step, rate, decoded, began, after - began + ended, after)
+
+    def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
+        """What each server's GPUs draw in each step."""
+        prompt_w = prompt_peak_ratio(read.tokens) * self._tdp_w
+        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (self._decode_w - self._idle_w)
+        watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
+        return watts
