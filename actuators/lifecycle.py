@@ -386,7 +386,7 @@ class HostAgent:
             self._say(out, Renewed, now, command, _held(kept, f"in force as {old.id} asked"))
         elif self._effort is not None:
             self._say(out, Superseded, now, old, f"by {command.id}, which asks for the same")
-            self._effort.accepted = False
+            self._effort.accepted = self._effort.told = False  # its own words: written, and failed
             self._effort.note = f"already asked for by {old.id}"
 
     def _obey(self, kept: Kept, command: GpuCommand, now: Instant, out: list[Outcome]) -> None:

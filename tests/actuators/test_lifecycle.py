@@ -559,6 +559,25 @@ def test_a_command_that_failed_is_tried_on_while_its_lease_counts_and_told_once(
     assert set(stand.boards.clocks) == {1005}
 
 
+def test_a_command_that_takes_over_what_is_tried_on_fails_in_its_own_name() -> None:
+    stand = Hosted()
+    stand.start()
+    for board in stand.boards.gpus:
+        board.deaf = True
+    first = lock(1005, stand.now, ttl=5 * MINUTE)
+    stand.give(first)
+    assert kinds(stand.wait(4 * SECOND)) == ["Failed"]
+    while not stand.agent.pending:
+        stand.wait(250)
+    again = lock(1005, stand.now, ttl=5 * MINUTE)
+    said = [*stand.give(again), *stand.wait(MINUTE)]
+    assert [(type(word).__name__, word.command) for word in said] == [
+        ("Superseded", first.id),
+        ("Accepted", again.id),
+        ("Failed", again.id),
+    ]
+
+
 def test_a_write_that_fails_is_tried_again_until_its_deadline() -> None:
     stand = Hosted()
     stand.start()
