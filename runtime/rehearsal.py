@@ -22,7 +22,7 @@ import numpy as np
 
 from controllers.policy import CappingPolicy
 from runtime.config import Setup
-from runtime.judging import BlindEye, Found, not_as_asked, obeyed_backwards, out_of_lease
+from runtime.judging import LAPSE_MS, BlindEye, Found, not_as_asked, obeyed_backwards, out_of_lease
 from runtime.ledger.store import Ledger
 from runtime.recorder import Recorder, header_of
 from runtime.row_loop import Beat
@@ -34,7 +34,7 @@ from schemas.outcomes import Accepted, Outcome
 from schemas.topology import Row
 from twin.demand import UNBREAKABLE, Drawn, drawn, highest, load_of
 from twin.row import History, Statistics, TwinRow
-from twin.scenario import Scenario, UpsFailover
+from twin.scenario import GpusFail, PathDown, Scenario, UpsFailover
 from twin.trouble import Spell, Trouble
 
 START: Instant = from_text("2026-03-01T18:00:00Z")
@@ -103,7 +103,7 @@ def alone(setup: Setup, row: Row) -> Setup:
     return msgspec.structs.replace(setup, site=site, shares=shares)
 
 
-def rehearse(
+def play(
     scenario: Scenario,
     setup: Setup,
     *,
@@ -266,7 +266,7 @@ def _judged(
     yield _over_budget(bounds.over_budget_s, plant, witness)
     yield _blind(witness)
     yield _commands(witness, policy, ended)
-    yield _obedience(witness, setup)
+    yield _obedience(scenario, setup, witness)
     yield _brakes(bounds.brakes, witness)
     yield _back(bounds.back_min, witness, began + round(scenario.over_s * SECOND))
     yield _latency(bounds.high_p99_ratio, plant, free)
@@ -404,14 +404,23 @@ def _commands(witness: Witness, policy: CappingPolicy, ended: Instant) -> Verdic
     return msgspec.structs.replace(verdict, at=slowest[1].at, command=slowest[1].id, proof=words)
 
 
-def _obedience(witness: Witness, setup: Setup) -> Verdict:
+def _obedience(scenario: Scenario, setup: Setup, witness: Witness) -> Verdict:
+    """A host whose driver the scenario takes away falls to its share by the slow path, which may take as
+    long as that path does."""
+    undriven = any(
+        (isinstance(fault, PathDown) and fault.path == "in_band")
+        or (isinstance(fault, GpusFail) and fault.how in ("lost", "hung"))
+        for fault in scenario.faults
+    )
+    lapse_ms = LAPSE_MS + (setup.policy.latency_ms.out_of_band if undriven else 0)
     found = [
         *obeyed_backwards(witness.outcomes),
         *not_as_asked(witness.outcomes, witness.commands),
-        *out_of_lease(witness.outcomes, witness.clocks, witness.commands, setup.shares),
+        *out_of_lease(witness.outcomes, witness.clocks, witness.commands, setup.shares, lapse_ms),
     ]
     found.sort(key=lambda each: each.at)
-    return _of_found("no host ran looser than its lease allowed", found, f"{len(found)} hosts or commands")
+    verdict = _of_found("no host ran looser than its lease allowed", found, f"{len(found)} hosts or commands")
+    return msgspec.structs.replace(verdict, bound=f"none for longer than {lapse_ms / SECOND:g} s")
 
 
 def _brakes(bound: int | None, witness: Witness) -> Verdict:

@@ -31,6 +31,7 @@ COMMANDS = {
     "control": "runtime.cli.controlling:control",
     "actuate": "runtime.cli.actuating:actuate",
     "twin": "runtime.cli.simulating:twin",
+    "rehearse": "runtime.cli.rehearsing:rehearse",
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
     "check": "runtime.cli.checking:check",

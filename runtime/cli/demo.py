@@ -17,6 +17,7 @@ import queue
 import msgspec
 from rich.table import Table
 
+from runtime.cli.out_folder import emptied
 from runtime.cli.plots import plot_demo
 from runtime.cli.printing import Json, console, emit, print_walk, progress, share, span, watts
 from runtime.cli.replaying import policy_for, replay_source
@@ -78,14 +79,7 @@ def demo(
     began = SystemClock().monotonic()
     if minutes < 1:
         raise ConfigError(f"--minutes {minutes}: must be 1 or more")
-    if (out / "host.lock").exists():
-        raise ConfigError(f"{out}: is the state directory of a host; name another with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "recording.jsonl.gz"):
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
+    emptied(out)
     arms, uncapped = _run_arms(minutes, seed, out)
     setup = demo_setup("polca")
     picture = plot_demo(arms, setup.site.rows[0], setup.policy, out / "row.png")

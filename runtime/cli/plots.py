@@ -10,6 +10,8 @@ import matplotlib as mpl
 import numpy as np
 
 from controllers.policy import CappingPolicy
+from runtime.rehearsal import Rehearsed
+from schemas.instants import MINUTE
 from schemas.topology import Row
 from schemas.units import FloatArray
 from twin.row import History, Statistics
@@ -21,6 +23,8 @@ from matplotlib.axes import Axes
 
 _INK = {"no control": "#b04a3a", "POLCA": "#1f5f8b"}
 _GREY = "#777777"
+_MODES = ("U", "T1", "T2a", "T2b", "B")
+_TROUBLE = ("#c27c0e", "#8e44ad", "#16817a")
 
 
 class Course(Protocol):
@@ -88,6 +92,59 @@ def plot_demo(arms: Sequence[Course], row: Row, policy: CappingPolicy, path: pat
     return path
 
 
+def plot_rehearsal(rehearsed: Rehearsed, history: History, row: Row, path: pathlib.Path) -> pathlib.Path:
+    """Row power of a rehearsal against the budget, what was wrong shaded; below it the policy's mode and the
+    clock ceilings in force. Minutes count from the scenario's minute 0. Returns the path written."""
+    figure, (power, mode, clocks) = plt.subplots(
+        3, 1, figsize=(11, 7.5), sharex=True, height_ratios=(3, 0.9, 1.2), layout="constrained"
+    )
+    budget_kw = row.budget_w / 1000
+    ends_min = (rehearsed.ended - rehearsed.began) / MINUTE
+    minutes = history.at_s / 60 - float(history.at_s[-1]) / 60 + ends_min
+    power.plot(minutes, history.peak_w / 1000, color="#1f5f8b", lw=1.0)
+    power.axhline(budget_kw, color="black", lw=1.0)
+    _beside(power, budget_kw, "budget")
+    for number, spell in enumerate(rehearsed.spells):
+        since, until = ((at - rehearsed.began) / MINUTE for at in (spell.since, spell.until))
+        for axes in (power, mode, clocks):
+            axes.axvspan(since, until, color=_TROUBLE[number % len(_TROUBLE)], alpha=0.12, lw=0)
+        where = 0.03 + 0.06 * number
+        power.annotate(
+            spell.words,
+            (since, where),
+            (4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=_TROUBLE[number % len(_TROUBLE)],
+        )
+    power.set_ylabel("row power, highest 2 s mean (kW)")
+    failed = sum(verdict.ruling == "failed" for verdict in rehearsed.verdicts)
+    word = f"{failed} invariants failed" if failed else "no invariant failed"
+    power.set_title(f"{rehearsed.scenario} on {row.path} under {rehearsed.policy}: {word}", loc="left")
+    power.set_ylim(0, max(budget_kw * 1.15, float(history.peak_w.max()) / 1000 * 1.05))
+
+    entered = [((at - rehearsed.began) / MINUTE, name) for at, name in rehearsed.modes]
+    at_min, names = zip(*entered, (ends_min, entered[-1][1]), strict=True)
+    mode.step(at_min, [_MODES.index(name) for name in names], where="post", color="#b04a3a", lw=1.2)
+    mode.set_yticks(range(len(_MODES)), _MODES)
+    mode.set_ylabel("mode")
+    for column, name, ink in (
+        (history.high_mhz, "high priority", "#1f5f8b"),
+        (history.low_mhz, "low priority", "#6aa84f"),
+    ):
+        clocks.step(minutes, column, where="post", color=ink, lw=1.4, label=name)
+    clocks.set_ylabel("SM clock ceiling (MHz)")
+    clocks.set_xlabel("minutes")
+    clocks.legend(loc="lower left", frameon=False, ncols=2)
+    clocks.margins(y=0.15)
+    for axes in (power, mode, clocks):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
 def plot_replay(
     at_s: FloatArray,
     power_w: FloatArray,
@@ -108,9 +165,7 @@ def plot_replay(
     power.set_title(title, loc="left")
     power.set_ylim(bottom=0)
     names = sorted(set(modes), key=list(modes).index)
-    order = [name for name in ("U", "T1", "T2a", "T2b", "B") if name in names] + [
-        name for name in names if name not in ("U", "T1", "T2a", "T2b", "B")
-    ]
+    order = [name for name in _MODES if name in names] + [name for name in names if name not in _MODES]
     mode.step(at_s / 60, [order.index(name) for name in modes], where="post", color="#b04a3a", lw=1.0)
     mode.set_yticks(range(len(order)), order)
     mode.set_ylabel("mode")
