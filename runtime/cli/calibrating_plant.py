@@ -1,0 +1,115 @@
+"""`windrow calibrate training` and `windrow calibrate clocks`: what the twin learns from recorded training
+nodes and from sweeps of power limits, and how close it comes on what it was not shown."""
+
+from __future__ import annotations
+
+import pathlib
+
+from rich.table import Table
+
+from runtime.cli.calibration_plots import plot_clocks, plot_training
+from runtime.cli.printing import Json, console, emit, say
+from runtime.config import ConfigError
+from runtime.whole_file import put
+from twin.clocks import fidelity as clock_fidelity
+from twin.clocks import fit as clock_fit
+from twin.provenance import written
+from twin.training import fidelity as training_fidelity
+from twin.training import fit as training_fit
+from twin.training.recorded import UnusableRecording, read_wall_power
+
+
+def training(
+    *, data: pathlib.Path, out: pathlib.Path, plot: pathlib.Path | None = None, json: Json = False
+) -> int:
+    """Fit training nodes to the recorded wall power of a job, and judge them on what was left out.
+
+    Takes a minute.
+
+    Parameters
+    ----------
+    data
+        The folder of recordings: gpu_power/mlperf/ with the job of 64 nodes and the one of 8 below it.
+    out
+        The file to write.
+    plot
+        Also draw a picture to this file.
+    json
+        Print the errors as one line of JSON.
+    """
+    try:
+        made = training_fit.calibrate(data)
+        found = training_fidelity.report(data)
+        if plot is not None:
+            job = read_wall_power(data / training_fit.JOB)
+            plot_training(training_fit.fit(job, idle_w=made.spread.idle_w), job, plot)
+    except UnusableRecording as error:
+        raise ConfigError(str(error)) from error
+    put(out, written(made))
+    if json:
+        emit(found)
+        return 0
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("judged on", "figure", "median of meters", "worst", "sum, furthest off"):
+        table.add_column(title, justify="left" if title in ("judged on", "figure") else "right")
+    for line in training_fidelity.lines(found):
+        table.add_row(
+            line.what, line.figure, f"{line.median:.2%}", f"{line.worst:.2%}", f"{line.worst_sum:+.2%}"
+        )
+    console.print(table)
+    say("errors relative to what was recorded; ramps: as a share of its P99 power")
+    say(f"written to {out}")
+    return 0
+
+
+def clocks(
+    *, data: pathlib.Path, out: pathlib.Path, plot: pathlib.Path | None = None, json: Json = False
+) -> int:
+    """Fit boards' clock axes to sweeps of their power limits, judge them on workloads left out, and ask
+    whether the axis that safe shares are worked out with is safe on them.
+
+    Takes a minute.
+
+    Parameters
+    ----------
+    data
+        The folder of recordings: gpu_power/zeus/ with a sweep per board below it.
+    out
+        The file to write.
+    plot
+        Also draw a picture to this file.
+    json
+        Print the errors as one line of JSON.
+    """
+    try:
+        made = clock_fit.calibrate(data)
+        found = clock_fidelity.report(data)
+        if plot is not None:
+            sweeps = [clock_fit.read_sweep(data / path, board) for board, path in clock_fit.SWEEPS.items()]
+            plot_clocks(made, sweeps, plot)
+    except clock_fit.UnusableSweep as error:
+        raise ConfigError(str(error)) from error
+    put(out, written(made))
+    if json:
+        emit(found)
+        return 0
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("board", "limit", "time", "power", "time, synthetic axis", "power, synthetic axis"):
+        table.add_column(title, justify="left" if title == "board" else "right")
+    for board in found:
+        for own, other in zip(board.fitted, board.synthetic, strict=True):
+            errors = (own.seconds, own.watts, other.seconds, other.watts)
+            table.add_row(board.board, f"{own.limit_w:.0f} W", *(f"{error:.1%}" for error in errors))
+    console.print(table)
+    say("median errors on workloads left out, at limits left out")
+    for board in found:
+        for band in board.left:
+            if band.worst > 0.0:
+                clocks_from, to = f"{band.clock_from:.1f}", f"{band.clock_to:.1f}"
+                say(
+                    f"{board.board}: at {clocks_from} to {to} of the clock the synthetic axis puts the power "
+                    f"left too low in {band.too_low:.0%} of {band.readings} readings, by up to "
+                    f"{band.worst:.2f} of the dynamic power"
+                )
+    say(f"written to {out}")
+    return 0
