@@ -444,23 +444,29 @@ def _brakes(bound: int | None, witness: Witness) -> Verdict:
 
 
 def _back(bound_min: float | None, witness: Witness, over: Instant) -> Verdict:
+    """The first moment after the trouble at which no host is held. What demand alone brings later is no part
+    of the trouble."""
     name = "every host was back at its highest clock in time"
-    held = [(at, host, count) for at, host, count in witness.held if at >= over]
-    last_at, host, count = max((each for each in held if each[2]), default=(over, "", 0))
-    back = bool(held) and held[-1][2] == 0
-    minutes = (last_at - over) / MINUTE
-    figure = f"{minutes:.1f} min after the trouble" if back else f"{count} hosts held to the end"
+    after = [each for each in witness.held if each[0] >= over]
+    back_at = next((at for at, _, count in after if not count), None)
+    last = next((each for each in reversed(after) if each[2] and each[0] < (back_at or math.inf)), None)
+    if back_at is None:
+        figure, minutes = f"{after[-1][2] if after else 0} hosts held at the end", None
+    else:
+        minutes = (back_at - over) / MINUTE
+        figure = f"{minutes:.1f} min after the trouble"
     if bound_min is None:
-        return _not_judged(name, figure, _NO_BOUND, minutes if back else None)
-    told = [each for each in witness.commands.values() if each.subject == host and each.at <= last_at]
+        return _not_judged(name, figure, _NO_BOUND, minutes)
+    at, host, _ = last or (over, "", 0)
+    told = [each for each in witness.commands.values() if each.subject == host and each.at <= at]
     return Verdict(
         invariant=name,
-        ruling=_ruled(back and minutes <= bound_min),
+        ruling=_ruled(minutes is not None and minutes <= bound_min),
         figure=figure,
         bound=f"within {bound_min:g} min",
-        value=minutes if back else None,
+        value=minutes,
         limit=bound_min,
-        at=last_at,
+        at=at,
         command=told[-1].id if told else "",
         proof=f"{host} the last" if host else "none was held",
     )

@@ -32,6 +32,7 @@ minutes = 10
 course = [[0, 0.6], [5, 0.8]]
 wander_ratio = 0.0
 """
+BURST = "[[demand.bursts]]\nat_min = 1\nrise_s = 20\nhold_s = 30\nheight_ratio = 0.4"
 STEADY = LoadProfile(requests_per_s=0.3, points=((0.0, 1.0),))
 
 
@@ -54,7 +55,7 @@ def problems(*parts: str, head: str = SOUND) -> list[str]:
 
 def test_it_says_in_seconds_what_the_file_says_in_minutes() -> None:
     found = read(
-        "[[demand.bursts]]\nat_min = 1\nrise_s = 20\nhold_s = 30\nheight_ratio = 0.4",
+        BURST,
         fault("ups_failover"),
         '[[faults]]\nkind = "meters"\nat_min = 4\nhow = "lying"\nfactor = 0.7\nshare = 0.5',
         "[judge]\nover_budget_s = 0\nbrakes = 2\nhot_s = 5",
@@ -75,8 +76,8 @@ def test_it_says_in_seconds_what_the_file_says_in_minutes() -> None:
 
 
 def test_the_trouble_is_over_when_the_last_burst_has_fallen() -> None:
-    burst = "[[demand.bursts]]\nat_min = 5\nrise_s = 20\nhold_s = 30\nheight_ratio = 0.4"
-    assert read(burst, fault("inlet", "rise_c = 5")).over_s == 370.0
+    late = BURST.replace("at_min = 1", "at_min = 5")
+    assert read(late, fault("inlet", "rise_c = 5")).over_s == 370.0
     assert read().over_s == 0.0
 
 
@@ -94,7 +95,7 @@ def test_the_trouble_is_over_when_the_last_burst_has_fallen() -> None:
         (fault("meters", 'how = "stuck"', "factor = 2"), 'goes with how = "lying" alone'),
         (fault("ups_failover", "share = 0.5"), "faults[0].share = 0.5: no such key here"),
         (fault("inlet", "rise_c = 90"), "faults[0].rise_c = 90: must be at most 60 (°C)"),
-        (fault("inlet", "rise_c = 9", "ramp_s = 100"), "faults[0].ramp_s = 100: must be at most half of the 180 s"),
+        (fault("inlet", "rise_c = 9", "ramp_s = 100"), "ramp_s = 100: must be at most half of the 180 s"),
         (fault("heat"), 'faults[0].kind = "heat": '),
         (
             '[[faults]]\nkind = "ups_failover"\nat_min = 10',
@@ -110,7 +111,7 @@ def test_the_trouble_is_over_when_the_last_burst_has_fallen() -> None:
         ),
         ("[judge]\nbrakes = 0.5", "judge.brakes = 0.5: must be a whole number"),
         ("[judge]\nback = 5", "judge.back = 5: no such key here; did you mean back_min?"),
-        ("[[demand.bursts]]\nat_min = 1\nrise_s = 0\nhold_s = 1\nheight_ratio = 1", "rise_s = 0: must be above zero"),
+        (BURST.replace("rise_s = 20", "rise_s = 0"), "demand.bursts[0].rise_s = 0: must be above zero"),
         ("[fault]", "fault = {}: no such key here; did you mean faults?"),
     ],
 )  # fmt: skip
@@ -171,8 +172,10 @@ def test_what_ships_reads_and_says_what_it_is_for() -> None:
 def test_a_row_that_has_not_what_breaks_is_refused_in_words(make_site: Callable[..., Site]) -> None:
     site = make_site(2)
     found = read(
-        fault("ups_failover", 'ups = "ups-9"'), fault("path_down", 'path = "brake"'), fault("meters", 'how = "zero"')
-    )  # fmt: skip
+        fault("ups_failover", 'ups = "ups-9"'),
+        fault("path_down", 'path = "brake"'),
+        fault("meters", 'how = "zero"'),
+    )
     assert unplayable(found, site, site.rows[0]) == [
         'mine.toml: faults[0]: ups = "ups-9": lab/row-a hangs from ups-1'
     ]
