@@ -34,6 +34,7 @@ COMMANDS = {
     "rehearse": "runtime.cli.rehearsing:rehearse",
     "replay": "runtime.cli.replaying:replay",
     "explain": "runtime.cli.replaying:explain",
+    "calibrate": "runtime.cli.calibrating:calibrating",
     "check": "runtime.cli.checking:check",
     "experiment": "runtime.cli.experimenting:experiment",
     "topics": "runtime.cli.topics:topics",
@@ -79,7 +80,7 @@ _OPERATORS = (
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command line; its exit status."""
-    service = tokens and tokens[0] in _SERVICES
+    service = tokens and tokens[0] in _SERVICES and tokens[:2] != ["twin", "fidelity"]
     level = logging.INFO if service else logging.WARNING  # a service says what it does
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

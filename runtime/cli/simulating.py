@@ -7,6 +7,7 @@ import logging
 import pathlib
 
 import msgspec
+from cyclopts import App
 
 from runtime.actuating import reader_of
 from runtime.bus.keys import Keys
@@ -26,7 +27,12 @@ _WITHIN_S = 10.0  # a turn that takes longer hangs
 _LEAVING_S = 3.0  # for the last messages to reach Kafka
 
 
-def twin(
+twin = App(name="twin", help="The simulated plant: live on the brokers, or held against recorded hardware.")
+twin.command("runtime.cli.calibrating:fidelity", name="fidelity")
+
+
+@twin.default
+def simulate(
     *, config: pathlib.Path, rows: int = 0, seed: int = 1, speed: float = 1.0, hours: float | None = None
 ) -> int:
     """Simulate the site's rows in real time: its collectors publish, its agents listen, its breakers open.

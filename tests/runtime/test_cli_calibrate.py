@@ -1,0 +1,93 @@
+"""`windrow calibrate` and `windrow twin fidelity`: coefficients from recorded runs, and how true they are."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from support.serving_runs import record_run
+
+from runtime.cli.app import run
+
+
+@pytest.fixture
+def runs(tmp_path: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for answers in (2, 8, 16, 32, 64):
+        for chunked in (False, True):
+            output = 131 if answers < 32 else 320
+            record_run(folder, "llama-2-7b", answers, chunked=chunked, requests=500, output=output)
+    return folder
+
+
+def test_runs_that_nobody_has_seen_are_judged_by_what_ships(
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "pictures" / "fidelity.png"
+    assert run(["twin", "fidelity", "--runs", str(runs), "--plot", str(picture)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "advisor_llama-2-7b_64" in told
+    assert "median error" in told
+    assert "energy: median error" in told
+    assert picture.stat().st_size > 10_000
+
+    assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["runs"]) == 10
+    one = answer["runs"][0]
+    assert one["errors"]["mean_w"] == pytest.approx(
+        one["predicted"]["mean_w"] / one["recorded"]["mean_w"] - 1
+    )
+    for name in ("mean_w", "energy_j", "p50_w", "p95_w", "p99_w", "ramp_2s_w", "ramp_10s_w", "ramp_40s_w"):
+        assert name in answer["medians"]
+
+
+def test_a_fit_of_ones_own_runs_can_be_stored_and_judged(
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine" / "board.json"
+    assert run(["calibrate", "serving", "--runs", str(runs), "--out", str(out), "--source", "our lab"]) == 0
+    told = capsys.readouterr().out
+    assert "llama-2-7b: step" in told
+    assert "10 runs fitted" in told
+    stored = json.loads(out.read_text())
+    assert stored["provenance"]["source"] == "our lab"
+    assert len(stored["folds"]) == 7
+    assert run(["twin", "fidelity", "--runs", str(runs), "--calibration", str(out), "--json"]) == 0
+    medians = json.loads(capsys.readouterr().out)["medians"]
+    assert medians["energy_j"] < 0.03
+
+
+def test_what_is_wrong_with_the_runs_is_said_a_line_each(
+    runs: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "advisor_llama-2-7b_2.result.json").unlink()
+    table = runs / "background_llama-2-7b_2.csv"
+    table.write_text(table.read_text().replace("gpu_power_w", "watts", 1))
+    assert run(["twin", "fidelity", "--runs", str(runs)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "advisor_llama-2-7b_2.csv: no advisor_llama-2-7b_2.result.json beside it"
+    assert told[1].startswith("background_llama-2-7b_2.csv: no column gpu_power_w")
+
+
+def test_a_calibration_that_is_none_is_refused(
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    assert run(["twin", "fidelity", "--runs", str(runs), "--calibration", str(wrong)]) == 2
+    assert f"{wrong}: not a calibration" in capsys.readouterr().err
+    assert run(["twin", "fidelity", "--runs", str(runs), "--calibration", str(tmp_path / "no.json")]) == 2
+    assert "no.json" in capsys.readouterr().err
+
+
+def test_too_few_runs_for_a_fit_are_refused(
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted(runs.iterdir())[:8]:
+        path.unlink()
+    assert run(["calibrate", "serving", "--runs", str(runs), "--out", str(tmp_path / "no.json")]) == 2
+    assert "a fit needs 8" in capsys.readouterr().err
+    assert not (tmp_path / "no.json").exists()

@@ -1,0 +1,138 @@
+"""Folders of recorded runs: what is read, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.serving_runs import KNOWN, record_run
+
+from twin.serving.recorded import RunsError, read_run, read_runs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return record_run(tmp_path, "llama-2-7b", 16)
+
+
+def test_a_run_is_its_load_and_not_the_quiet_around_it(run: Path) -> None:
+    recorded = read_run(run)
+    assert recorded.llm.name == "llama-2-7b"
+    assert recorded.max_answers == 16
+    assert not recorded.chunked
+    assert recorded.power_w.min() > 1.5 * KNOWN.idle_w, "no second at rest is taken for load"
+    assert abs(len(recorded.time_s) - recorded.result.duration) <= 2.0
+    assert recorded.idle_w == pytest.approx(115.0, abs=2.0)
+
+
+def test_requests_of_one_length_are_told_from_a_mixture(run: Path) -> None:
+    recorded = read_run(run)
+    assert recorded.fixed_lengths
+    requests = recorded.request_list(np.ones(3), np.ones(3), seed=1)
+    assert set(requests.prompt.tolist()) == {250.0}
+    edit(run, total_input_tokens=100_001)
+    shape = np.array([0.2, 1.0, 3.0])
+    mixed = read_run(run).request_list(shape, shape, seed=1)
+    assert mixed.prompt.sum() == pytest.approx(100_001, rel=0.01)
+    assert mixed.prompt.max() > 2 * mixed.prompt.mean()
+    assert (mixed.prompt == read_run(run).request_list(shape, shape, seed=1).prompt).all()
+
+
+def test_requests_may_also_come_at_a_rate(run: Path) -> None:
+    edit(run, request_rate=4.0)
+    at = read_run(run).request_list(np.ones(3), np.ones(3), seed=1).at_s
+    assert at[-1] == pytest.approx(100.0, rel=0.2)
+
+
+def edit(run: Path, **values: object) -> None:
+    beside = run.with_name(f"{run.stem}.result.json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
+
+
+def lines(run: Path) -> list[str]:
+    return run.read_text().splitlines()
+
+
+def put(run: Path, number: int, column: str, cell: str) -> None:
+    """Write a cell of a line of the file, counted from 1."""
+    text = lines(run)
+    cells = text[number - 1].split(",")
+    cells[text[0].split(",").index(column)] = cell
+    text[number - 1] = ",".join(cells)
+    run.write_text("\n".join(text) + "\n")
+
+
+def said(run: Path) -> str:
+    with pytest.raises(RunsError) as error:
+        read_run(run)
+    return str(error.value)
+
+
+def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
+    whole = run.read_text()
+    name = run.name
+
+    put(run, 12, "gpu_power_w", "n/a")
+    assert said(run).startswith(f"{name}: line 12: not a number for each column")
+    run.write_text(whole)
+    put(run, 12, "gpu_power_w", "nan")
+    assert said(run) == f"{name}: line 12: gpu_power_w: must be a finite number"
+    run.write_text(whole)
+    put(run, 12, "time_s", "0")
+    assert "time_s: must rise from row to row" in said(run)
+    run.write_text(whole)
+    put(run, 12, "gpu_power_w", "-3")
+    assert "gpu_power_w: must be at or above 0 W" in said(run)
+
+    run.write_text(whole.replace("gpu_power_w", "watts"))
+    assert said(run).startswith(f"{name}: no column gpu_power_w; columns read are time_s")
+    run.write_text("")
+    assert "no column time_s" in said(run)
+    run.write_text("\n".join(whole.splitlines()[:12]))
+    assert "seconds of load are recorded, 20 are needed" in said(run)
+    run.write_text(whole)
+
+    edit(run, duration=0.0)
+    assert said(run) == f"{run.stem}.result.json: duration = 0.0: must be above zero"
+    edit(run, duration=40.0, request_rate="often")
+    assert "request_rate = 'often': must be \"inf\" or requests per second" in said(run)
+    edit(run, request_rate="inf", model_id="frob-9b")
+    assert "model_id: model 'frob-9b': its shape is not known" in said(run)
+    run.with_name(f"{run.stem}.result.json").write_text('{"duration": 3')
+    assert said(run).startswith(f"{run.stem}.result.json: ")
+    run.with_name(f"{run.stem}.result.json").unlink()
+    assert said(run) == f"{name}: no {run.stem}.result.json beside it"
+
+
+def test_a_run_without_load_is_refused(run: Path) -> None:
+    text = lines(run)
+    place = text[0].split(",").index("num_requests_running")
+    rows = [line.split(",") for line in text[1:]]
+    for cells in rows:
+        cells[place] = "0"
+    run.write_text("\n".join([text[0], *(",".join(cells) for cells in rows)]))
+    assert "num_requests_running: never above 0, so nothing was served" in said(run)
+
+
+def test_all_that_is_wrong_with_a_folder_is_said_at_once(tmp_path: Path) -> None:
+    for answers in (4, 8, 16):
+        record_run(tmp_path, "llama-2-7b", answers)
+    (tmp_path / "background_llama-2-7b_4.csv").unlink()
+    (tmp_path / "background_llama-2-7b_8.result.json").unlink()
+    with pytest.raises(RunsError) as error:
+        read_runs(tmp_path)
+    assert str(error.value).splitlines() == [
+        "background_llama-2-7b_4.result.json: no background_llama-2-7b_4.csv beside it",
+        "background_llama-2-7b_8.csv: no background_llama-2-7b_8.result.json beside it",
+    ]
+
+
+def test_a_folder_without_runs_says_what_a_run_is(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunsError, match=r"holds no run; a run is NAME\.csv with NAME\.result\.json beside it"
+    ):
+        read_runs(tmp_path)
+    with pytest.raises(RunsError, match="no such folder of runs"):
+        read_runs(tmp_path / "nowhere")

@@ -1,0 +1,239 @@
+"""Recorded runs of a serving engine on one GPU, as a folder of pairs holds them.
+
+`NAME.csv` has one row a second: the engine's counters beside what nvidia-smi showed. `NAME.result.json` is
+what the load generator made of it. The name says what neither of them does: `background_MODEL_N` and
+`advisor_..._MODEL_N__PROMPTS` are runs of up to N answers at once; those of the second family were prefilled
+in chunks (their counters show it: answers go on while prompts are worked off).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from schemas.units import FloatArray
+from twin.serving.engine import Requests
+from twin.serving.llm import Llm, UnknownModel, llm_named
+
+COLUMNS = (
+    "time_s",
+    "num_requests_running",
+    "num_requests_waiting",
+    "gpu_cache_usage_perc",
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "gpu_power_w",
+    "gpu_temp_c",
+    "sm_clk_mhz",
+)
+"""What is read of a CSV; further columns pass by."""
+
+CHUNKED = "advisor_"
+"""How the names of runs begin whose prompts were prefilled in chunks."""
+
+_SHORTEST_S = 20.0
+_QUIET_AFTER_S = 4.0
+_ANSWERS = re.compile(r"_(\d+)(?:__\d+)?$")
+
+
+class RunsError(ValueError):
+    """A folder of runs that cannot be read; the text is for the operator, a line for each problem."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What of a result file is used. Times in seconds or milliseconds, as their names say."""
+
+    model_id: str
+    duration: float
+    completed: int
+    total_input_tokens: int
+    total_output_tokens: int
+    request_rate: float | str
+    mean_ttft_ms: float
+    median_ttft_ms: float
+    mean_tpot_ms: float
+    median_tpot_ms: float
+
+
+class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Arrays have shape (seconds,) and begin with the load: the single request that a load
+    generator sends ahead of it is left out, and so is the quiet after it. `power_w` is the mean of the
+    second before its `time_s`. `idle_w` is what the board drew at rest; None: the run has no quiet second."""
+
+    name: str
+    digest: str
+    llm: Llm
+    result: Result
+    max_answers: int
+    chunked: bool
+    time_s: FloatArray
+    running: FloatArray
+    cache_ratio: FloatArray
+    prompt_tokens: FloatArray
+    output_tokens: FloatArray
+    power_w: FloatArray
+    temperature_c: FloatArray
+    clock_mhz: float
+    idle_w: float | None
+
+    @property
+    def fixed_lengths(self) -> bool:
+        """Whether all requests had the same lengths, which then are their means."""
+        result = self.result
+        return not (
+            result.total_input_tokens % result.completed or result.total_output_tokens % result.completed
+        )
+
+    @property
+    def mean_w(self) -> float:
+        """Mean power over the seconds that the load filled."""
+        return float(self.power_w.mean())
+
+    @property
+    def energy_j(self) -> float:
+        """Energy of the load's whole duration."""
+        return self.mean_w * self.result.duration
+
+    def request_list(self, prompt_shape: FloatArray, output_shape: FloatArray, seed: int) -> Requests:
+        """The requests that were asked. Where lengths differ, they have the shapes given (quantiles over
+        the mean, at even steps) around the recorded means, in an order drawn from `seed`."""
+        result, count = self.result, self.result.completed
+        rng = np.random.default_rng(seed)
+        columns = []
+        for shape, total in (
+            (prompt_shape, result.total_input_tokens),
+            (output_shape, result.total_output_tokens),
+        ):
+            if self.fixed_lengths:
+                columns.append(np.full(count, total / count))
+                continue
+            places = (np.arange(count) + 0.5) / count
+            lengths = np.interp(places, np.linspace(0.0, 1.0, shape.size), shape)
+            columns.append(np.maximum(1.0, np.round(rng.permutation(lengths) * total / lengths.sum())))
+        if isinstance(result.request_rate, str):
+            at = np.zeros(count)  # "inf": all at once
+        else:
+            at = np.cumsum(rng.exponential(1.0 / result.request_rate, count))
+        return Requests(at, *columns)
+
+
+def read_runs(folder: Path) -> list[RecordedRun]:
+    """Every run of the folder, by name. Raises RunsError with all that is wrong with it."""
+    if not folder.is_dir():
+        raise RunsError(f"{folder}: no such folder of runs")
+    tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
+    results = {
+        path.name.removesuffix(".result.json")
+        for path in folder.iterdir()
+        if path.name.endswith(".result.json")
+    }
+    problems = [
+        f"{name}.result.json: no {name}.csv beside it"
+        for name in sorted(results - {path.stem for path in tables})
+    ]
+    if not tables:
+        problems.append(f"{folder}: holds no run; a run is NAME.csv with NAME.result.json beside it")
+    runs = []
+    for path in tables:
+        try:
+            runs.append(read_run(path))
+        except RunsError as error:
+            problems.append(str(error))
+    if problems:
+        raise RunsError("\n".join(problems))
+    return runs
+
+
+def read_run(path: Path) -> RecordedRun:
+    """The run of one CSV and the result file beside it. Raises RunsError in words."""
+    result, llm = _result(path)
+    table = _table(path)
+    busy = table["num_requests_running"] + table["num_requests_waiting"]
+    working = np.flatnonzero(table["num_requests_running"] > 0)
+    if not working.size:
+        raise RunsError(f"{path.name}: num_requests_running: never above 0, so nothing was served")
+    # The last second of work is cut short; the load began its duration before the end of that.
+    time, last = table["time_s"], int(working[-1])
+    begin = time[last] - result.duration
+    inside = (time > begin + 1.0) & (np.arange(time.size) <= last) & (busy > 0)
+    if inside.sum() < _SHORTEST_S:
+        raise RunsError(
+            f"{path.name}: {inside.sum()} seconds of load are recorded, {_SHORTEST_S:.0f} are needed "
+            f"({path.stem}.result.json says that it took {result.duration:g} s)"
+        )
+    power = table["gpu_power_w"]
+    quiet = (time > time[last] + _QUIET_AFTER_S) & (busy == 0)
+    chunked = path.stem.startswith(CHUNKED)
+    stated = _ANSWERS.search(path.stem)
+    most = int(table["num_requests_running"].max())
+    return RecordedRun(
+        name=path.stem,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        llm=llm,
+        result=result,
+        max_answers=max(most, int(stated[1])) if stated else most,
+        chunked=chunked,
+        time_s=time[inside],
+        running=table["num_requests_running"][inside],
+        cache_ratio=table["gpu_cache_usage_perc"][inside],
+        prompt_tokens=table["prompt_tokens_total"][inside],
+        output_tokens=table["generation_tokens_total"][inside],
+        power_w=power[inside],
+        temperature_c=table["gpu_temp_c"][inside],
+        clock_mhz=float(table["sm_clk_mhz"].max()),
+        idle_w=float(np.median(power[quiet])) if quiet.any() else None,
+    )
+
+
+def _result(path: Path) -> tuple[Result, Llm]:
+    beside = path.with_name(f"{path.stem}.result.json")
+    if not beside.exists():
+        raise RunsError(f"{path.name}: no {beside.name} beside it")
+    try:
+        result = msgspec.convert(json.loads(beside.read_bytes()), Result)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise RunsError(f"{beside.name}: {error}") from error
+    for field in ("duration", "completed", "total_input_tokens", "total_output_tokens"):
+        if not getattr(result, field) > 0:
+            raise RunsError(f"{beside.name}: {field} = {getattr(result, field)}: must be above zero")
+    rate = result.request_rate
+    if rate != "inf" and not (isinstance(rate, float) and rate > 0.0):
+        raise RunsError(f'{beside.name}: request_rate = {rate!r}: must be "inf" or requests per second')
+    try:
+        return result, llm_named(result.model_id)
+    except UnknownModel as error:
+        raise RunsError(f"{beside.name}: model_id: {error}") from error
+
+
+def _table(path: Path) -> Mapping[str, FloatArray]:
+    """The columns of a CSV that are used, each finite and as long as the others."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise RunsError(f"{path.name}: no column {', '.join(missing)}; columns read are {', '.join(COLUMNS)}")
+    places = [header.index(name) for name in COLUMNS]
+    rows = np.empty((len(lines) - 1, len(COLUMNS)))
+    for number, line in enumerate(lines[1:]):
+        cells = line.split(",")
+        try:
+            rows[number] = [float(cells[place]) for place in places]
+        except (ValueError, IndexError):
+            raise RunsError(
+                f"{path.name}: line {number + 2}: not a number for each column: {line[:80]!r}"
+            ) from None
+    if not np.isfinite(rows).all():
+        line, column = np.argwhere(~np.isfinite(rows))[0]
+        raise RunsError(f"{path.name}: line {line + 2}: {COLUMNS[column]}: must be a finite number")
+    table = dict(zip(COLUMNS, rows.T, strict=True))
+    if rows.shape[0] < 2 or (np.diff(table["time_s"]) <= 0).any():
+        raise RunsError(f"{path.name}: time_s: must rise from row to row, over at least two rows")
+    if not (table["gpu_power_w"] >= 0).all() or not table["gpu_power_w"].any():
+        raise RunsError(f"{path.name}: gpu_power_w: must be at or above 0 W, and not always 0")
+    return table
