@@ -36,15 +36,8 @@ from schemas.instants import SECOND, Instant, Span
 from schemas.topology import Host, Priority
 from schemas.units import FloatArray
 from twin.breaker import TripCurve
-from twin.server import (
-    BATCH_COST,
-    DECODE_KEPT,
-    FAN_LAG_S,
-    TOKEN_MS,
-    board_model,
-    prefill_seconds,
-    prompt_peak_ratio,
-)
+from twin.server import DECODE_KEPT, FAN_LAG_S
+from twin.serving.curves import curves_of
 from twin.weekly import BLOCK_S, Load
 from twin.workload import Arrivals, IntArray
 
@@ -215,7 +208,12 @@ class BulkRow:
         self._count = np.array([float(host.gpu_count) for host in hosts])[:, None]
         self._idle_w = np.array([sku.idle_w for sku in skus])[:, None]
         self._tdp_w = np.array([sku.tdp_w for sku in skus])[:, None]
-        self._decode_w = np.array([board_model(sku).decode_w for sku in skus])[:, None]
+        if len(set(skus)) > 1:
+            raise ValueError(
+                "a row over weeks has one kind of board; this one has "
+                + ", ".join(sorted({sku.name for sku in skus}))
+            )
+        self._curves = curves_of(skus[0])
         self._max_mhz = np.array([float(sku.max_mhz) for sku in skus])
         self._min_mhz = np.array([float(sku.min_mhz) for sku in skus])
         self._step_mhz = np.array([float(sku.step_mhz) for sku in skus])
@@ -476,7 +474,7 @@ class BulkRow:
         at = np.concatenate((wait.at_s, new.at_s))[order]
         prompt = np.concatenate((wait.prompt, new.prompt))[order]
         output = np.concatenate((wait.output, new.output))[order]
-        work = np.concatenate((wait.work, prefill_seconds(new.prompt)))[order]
+        work = np.concatenate((wait.work, self._curves.prefill_seconds(new.prompt)))[order]
         since = np.maximum(0.0, at - begin_s)
         step = np.minimum((since / _DT).astype(np.int64), steps - 1)
         arrived_at = ends[host, step] - ((step + 1) * _DT - since) * speed[host, step]
@@ -519,8 +517,8 @@ class BulkRow:
         """The answers, at these speeds, if so many (hosts, steps) are under way at each step's beginning."""
         n, steps = speed.shape
         before = self._state.running
-        kept = (1.0 - (1.0 - DECODE_KEPT) * read.prefilling) * speed * (_DT / (TOKEN_MS / 1000.0))
-        rate = kept / (1.0 + BATCH_COST * np.maximum(0.0, batch - 1.0))  # tokens per step
+        kept = (1.0 - (1.0 - DECODE_KEPT) * read.prefilling) * speed * (_DT / self._curves.token_s)
+        rate = kept / (1.0 + self._curves.batch_cost * np.maximum(0.0, batch - 1.0))  # tokens per step
         decoded = np.cumsum(rate, axis=1)
         at_ready = decoded[read.host, read.step] - read.back * rate[read.host, read.step]
         target = np.concatenate((before.target, at_ready + read.output))
@@ -537,7 +535,9 @@ class BulkRow:
 
     def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
         """What each server's GPUs draw in each step."""
-        prompt_w = prompt_peak_ratio(read.tokens) * self._tdp_w
-        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (self._decode_w - self._idle_w)
+        prompt_w = self._curves.prompt_peak_ratio(read.tokens) * self._tdp_w
+        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (
+            self._curves.decode_w - self._idle_w
+        )
         watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
         return watts

@@ -7,19 +7,15 @@ own count of tokens per answer says which are complete.
 
 Where the figures come from:
 
-- Prompt time, token time and peak power against prompt length: the public splitwise-sim table for
-  BLOOM-176B on 8 x A100-80GB (published; medians over its rows are ours). Prompts that wait together
-  are prefilled together, so the power follows the tokens waiting: in that table four prompts of 512
-  peak like one of 2048. The same times stand in for every board, and prompts over 8192 tokens count
-  as 8192.
-- Idle and decode watts: the published splitwise constants for A100 and H100. Decode power does not
-  rise with the batch (in the table it rises by 4 % from 1 to 16).
+- Seconds and watts by prompt, token and batch: `twin.serving.curves`. Prompts that wait together are
+  prefilled together, so the power follows the tokens waiting: in the published table four prompts of 512
+  peak like one of 2048.
 - Clock axis: synthetic (our derivation, no published per-phase curve exists), see `Sku.power_fraction`:
   prefill time 0.9 fmax/f + 0.1, decode time 0.15 fmax/f + 0.85.
-- Decode while a prompt runs, and the batch's cost per token: our choice, such that the study's clock
-  for low priority (1110 MHz on A100) costs the latency it reports, at most some 7 %.
-- Temperature: inlet + beta x power with a first-order lag; betas from public A100 and H100 data
-  (derived), the spread between boards U(-5, 5) °C.
+- Decode while a prompt runs, and on A100 the batch's cost per token: our choice, such that the study's
+  clock for low priority (1110 MHz) costs the latency it reports, at most some 7 %.
+- Temperature: inlet + beta x power with a first-order lag; A100's beta from public data (derived), the
+  others' as fitted; the spread between boards U(-5, 5) °C.
 """
 
 from __future__ import annotations
@@ -29,16 +25,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from schemas.skus import Sku
 from schemas.topology import Host, Priority
 from schemas.units import FloatArray
+from twin.serving.curves import curves_of
 from twin.workload import Arrivals, IntArray
 
-PROMPT_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
-PROMPT_PEAK_TDP = (0.691, 0.723, 0.876, 1.007, 1.021, 1.016, 1.026)
-PROMPT_MS = (80.0, 99.0, 174.0, 289.0, 540.0, 1348.0, 3593.0)
-TOKEN_MS = 49.4  # the table's 47.6 to 51.3, at the prompt lengths of the mix
-BATCH_COST = 0.002  # more per token for each further answer in the batch
 DECODE_KEPT = 0.9  # share of the decode rate kept while a prompt runs
 INLET_C = 25.0
 THERMAL_LAG_S = 8.0
@@ -50,38 +41,6 @@ PRIORITIES: tuple[Priority, ...] = ("low", "high")
 _BIN = 0.005
 _FIRST_S = 0.01
 _BINS = 2800
-
-
-class BoardModel(msgspec.Struct, frozen=True):
-    """What a board's power and temperature follow besides its `Sku`: decode watts, °C per watt, and the
-    mean offset from inlet + beta x power."""
-
-    decode_w: float
-    beta_c_per_w: float
-    offset_c: float
-
-
-_BOARDS = {
-    "A100": BoardModel(250.0, 0.105, 0.0),
-    "H100": BoardModel(380.0, 0.055, 6.5),  # T = 31.5 + 0.055 P on the measured card, inlet taken as 25
-    "H200": BoardModel(250.0, 0.055, 6.5),  # decode measured at 137 to 300 W (published)
-}
-
-
-def board_model(sku: Sku) -> BoardModel:
-    """The model of a board; one of no known family is taken as an A100 scaled to its TDP."""
-    known = _BOARDS.get(sku.name[:4])
-    return known or BoardModel(0.625 * sku.tdp_w, 42.0 / sku.tdp_w, 0.0)
-
-
-def prefill_seconds(prompt: FloatArray) -> FloatArray:
-    """Seconds of prefill at full clock for prompts of these lengths."""
-    return np.interp(prompt, PROMPT_TOKENS, PROMPT_MS) / 1000.0
-
-
-def prompt_peak_ratio(tokens: FloatArray) -> FloatArray:
-    """Power while this many prompt tokens are prefilled, as a share of TDP; linear in log tokens."""
-    return np.interp(np.log2(np.maximum(tokens, 1.0)), np.log2(PROMPT_TOKENS), PROMPT_PEAK_TDP)
 
 
 class Requests(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +67,10 @@ class Servers:
         self.dt_s = dt_s
         gpus = max(host.gpu_count for host in hosts)
         shape = (len(hosts), gpus)
-        skus, boards = [host.sku for host in hosts], [board_model(host.sku) for host in hosts]
+        skus = [host.sku for host in hosts]
+        self._curves = tuple(dict.fromkeys(curves_of(sku) for sku in skus))
+        boards = [curves_of(sku) for sku in skus]
+        self._curve = np.array([self._curves.index(board) for board in boards])
 
         def column(values: Sequence[float]) -> FloatArray:
             return np.array(values, dtype=np.float64)[:, None]
@@ -120,7 +82,10 @@ class Servers:
         self.tdp_w = column([sku.tdp_w for sku in skus])
         self.idle_w = column([sku.idle_w for sku in skus])
         self._decode_w = column([board.decode_w for board in boards])
-        self._beta = column([board.beta_c_per_w for board in boards])
+        self._answer_w = column([board.answer_w for board in boards])
+        self._token_s = np.array([board.token_s for board in boards])
+        self._batch_cost = np.array([board.batch_cost for board in boards])
+        self._beta = column([board.celsius_per_w for board in boards])
         offset = column([board.offset_c for board in boards])
         self._base_c = INLET_C + offset + rng.uniform(-5.0, 5.0, shape)
         self.inlet_rise_c = np.zeros((len(hosts), 1))
@@ -228,7 +193,8 @@ class Servers:
         self.prefilling = work * self._slow_prefill / dt
 
         # Answers.
-        token_s = TOKEN_MS / 1000.0 * (1.0 + BATCH_COST * np.maximum(0, running - 1)) * self._slow_decode
+        further = np.maximum(0, running - 1)
+        token_s = self._token_s * (1.0 + self._batch_cost * further) * self._slow_decode
         rate = (1.0 - (1.0 - DECODE_KEPT) * self.prefilling) / token_s
         self._decoded += rate * dt
         through = self._mark <= self._prefilled[self._host]
@@ -237,7 +203,7 @@ class Servers:
             slow = self._slow_prefill[host]
             # Done that far into the step, yet not before a lone prompt could have been.
             ready = end_s - dt + (self._mark[through] - before[host]) * slow
-            ready = np.maximum(ready, at + prefill_seconds(self._prompt[through]) * slow)
+            ready = np.maximum(ready, at + self._prefill_seconds(self._prompt[through], host) * slow)
             left = self._decoded[host] - np.maximum(0.0, end_s - ready) * rate[host]
             output = self._output[through]
             self._run_at = np.concatenate((self._run_at, at))
@@ -254,20 +220,36 @@ class Servers:
         busy = (running > 0) | (np.bincount(self._run_host, minlength=self.alive.size) > 0)
         self.decoding = np.where(busy, 1.0 - self.prefilling, 0.0)
 
-        self._draw_power(prompt_peak_ratio(waiting_tokens)[:, None] * self.tdp_w)
+        self._draw_power(self._peak_ratio(waiting_tokens)[:, None] * self.tdp_w, further[:, None])
 
     def places(self, asked: FloatArray, new: Arrivals) -> FloatArray:
         """Each arrival's place in its host's prefill work: the seconds asked of the host up to and
         including it, at full clock. `asked` (hosts,) counts on from earlier arrivals, in place."""
         order = np.argsort(new.host, kind="stable")
         host = new.host[order]
-        total = np.cumsum(prefill_seconds(new.prompt[order]))
+        total = np.cumsum(self._prefill_seconds(new.prompt[order], host))
         first = np.searchsorted(host, host)
         before = np.concatenate(((0.0,), total))[first]
         marks = np.empty_like(total)
         marks[order] = total - before + asked[host]
         asked[new.host] = marks  # in order of arrival: the last of a host stands
         return marks
+
+    def _prefill_seconds(self, prompt: FloatArray, host: IntArray) -> FloatArray:
+        """Seconds of prefill at full clock for prompts of these lengths on these hosts."""
+        seconds = self._curves[0].prefill_seconds(prompt)
+        for number, curves in enumerate(self._curves[1:], 1):
+            there = self._curve[host] == number
+            seconds[there] = curves.prefill_seconds(prompt[there])
+        return seconds
+
+    def _peak_ratio(self, tokens: FloatArray) -> FloatArray:
+        """Power while each host prefills so many prompt tokens, as a share of TDP; (hosts,)."""
+        ratio = self._curves[0].prompt_peak_ratio(tokens)
+        for number, curves in enumerate(self._curves[1:], 1):
+            there = self._curve == number
+            ratio[there] = curves.prompt_peak_ratio(tokens[there])
+        return ratio
 
     def _enqueue(self, new: Arrivals, marks: FloatArray) -> None:
         if not new.host.size:
@@ -304,14 +286,15 @@ class Servers:
     def _count(self, name: str, host: IntArray) -> None:
         self._counts[name] += np.bincount(self._class[host], minlength=2)
 
-    def _draw_power(self, prompt_w: FloatArray) -> None:
+    def _draw_power(self, prompt_w: FloatArray, further: FloatArray) -> None:
         dt = self.dt_s
         idle = self.idle_w
         prefill, decode = self.prefilling[:, None], self.decoding[:, None]
-        full = prefill * (prompt_w - idle) + decode * (self._decode_w - idle)
+        decode_w = np.minimum(self._decode_w + self._answer_w * further, self.tdp_w)
+        full = prefill * (prompt_w - idle) + decode * (decode_w - idle)
         lit = self.present & self.alive[:, None]
         self.prefill_w = np.where(lit, idle + (prompt_w - idle) * self._power, 0.0)
-        self.decode_w = np.where(lit, idle + (self._decode_w - idle) * self._power, 0.0)
+        self.decode_w = np.where(lit, idle + (decode_w - idle) * self._power, 0.0)
         self.gpu_w = np.where(lit, idle + full * self._power, 0.0)
         self.energy_j += self.gpu_w * dt
         warm = self._base_c + self.inlet_rise_c + self._beta * self.gpu_w

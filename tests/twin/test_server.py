@@ -2,17 +2,29 @@
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 
 from schemas.skus import SKUS
 from schemas.topology import Host, Site
 from schemas.units import FloatArray
-from twin.server import PROMPT_MS, PROMPT_PEAK_TDP, PROMPT_TOKENS, TOKEN_MS, Servers
+from twin.server import Servers
+from twin.serving.curves import curves_of
 from twin.workload import Arrivals, LoadProfile, PoissonLoad
 
 A100 = SKUS["A100-SXM4-80GB"]
 FINE_S = 0.01
+PUBLISHED = (
+    (128, 0.691, 80.0),
+    (256, 0.723, 99.0),
+    (512, 0.876, 174.0),
+    (1024, 1.007, 289.0),
+    (2048, 1.021, 540.0),
+    (4096, 1.016, 1348.0),
+    (8192, 1.026, 3593.0),
+)
+"""Prompt tokens, peak power over TDP and prefill ms of BLOOM-176B on 8 x A100 (splitwise-sim, published)."""
 NONE = Arrivals(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
 
 
@@ -56,10 +68,10 @@ def alone(make_site: Callable[..., Site], prompt: int, output: int) -> Run:
 
 
 def test_a_prompt_peaks_and_lasts_as_in_the_published_table(make_site: Callable[..., Site]) -> None:
-    for prompt, peak, ms in zip(PROMPT_TOKENS, PROMPT_PEAK_TDP, PROMPT_MS, strict=True):
+    for prompt, peak, ms in PUBLISHED:
         run = alone(make_site, prompt, 128)
         assert max(w.max() for w in run.watts) / A100.tdp_w == pytest.approx(peak, abs=0.01)
-        expected_s = (ms + 128 * TOKEN_MS) / 1000
+        expected_s = ms / 1000 + 128 * curves_of(A100).token_s
         assert run.servers.latency_s("low", 0.5) == pytest.approx(expected_s, rel=0.01)
 
 
@@ -222,3 +234,36 @@ def test_an_idle_server_draws_the_published_idle_power(make_site: Callable[..., 
     run = Run(servers_of(make_site(1).rows[0].hosts))
     run.step(steps=10)
     assert run.servers.wall_w[0] == pytest.approx(1500.0)
+
+
+# ---- other boards ----
+
+
+def test_a_server_of_h100_answers_sooner_and_draws_more_than_one_of_a100(
+    make_site: Callable[..., Site],
+) -> None:
+    (a100,) = make_site(1).rows[0].hosts
+    h100 = msgspec.structs.replace(a100, sku=SKUS["H100-SXM5-80GB"])
+    runs = []
+    for host in (a100, h100):
+        run = Run(servers_of((host,), FINE_S))
+        run.step((0, 2048, 64))
+        while run.servers.requests("low").done == 0:
+            run.step()
+        runs.append(run)
+    slow, fast = runs
+    assert fast.servers.latency_s("low", 0.5) < 0.5 * slow.servers.latency_s("low", 0.5)
+    assert fast.watts[2].max() > slow.watts[2].max(), "while it prefills"
+
+
+def test_servers_of_two_boards_stand_side_by_side_as_each_would_alone(make_site: Callable[..., Site]) -> None:
+    (a100,) = make_site(1).rows[0].hosts
+    h100 = msgspec.structs.replace(a100, sku=SKUS["H100-SXM5-80GB"])
+    both = Run(servers_of((a100, h100), FINE_S))
+    apart = [Run(servers_of((host,), FINE_S)) for host in (a100, h100)]
+    both.step((0, 1024, 32), (1, 3000, 64), steps=300)
+    apart[0].step((0, 1024, 32), steps=300)
+    apart[1].step((0, 3000, 64), steps=300)
+    for place, run in enumerate(apart):
+        alone_w = np.array([watts[0] for watts in run.watts])
+        assert np.array([watts[place] for watts in both.watts]) == pytest.approx(alone_w)
