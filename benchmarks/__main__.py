@@ -1,9 +1,9 @@
 """`python -m benchmarks [GROUP …] [--json]`: the figures that matter, as one table, or for programs.
 
-Groups are `core`, what one process computes, and `bus`, the whole over a real Kafka; a module's name is a
-group of its own. What a user would otherwise write runs beside it on the same messages, and stands as a
-ratio. Time is CPU time where nothing else is said: a machine that does other things besides makes it longer,
-though, and its load is printed.
+Groups are `core`, what one process computes, `weeks`, simulated time, and `bus`, the whole over a real Kafka;
+a module's name is a group of its own. What a user would otherwise write runs beside it on the same messages,
+and stands as a ratio. Time is CPU time where nothing else is said: a machine that does other things besides
+makes it longer, though, and its load is printed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from benchmarks import (
     snapshots,
     steady,
     throughput,
+    weeks,
 )
 from benchmarks.figure import Figure
 from benchmarks.site import brokers
 
 GROUPS = {
     "core": (replaying, latency, memory, rows, snapshots),
+    "weeks": (weeks,),
     "bus": (throughput, reaction, steady, publishing),
 }
 MODULES = {module.__name__.rpartition(".")[2]: (module,) for group in GROUPS.values() for module in group}

@@ -47,7 +47,7 @@ from schemas.commands import FailDirection, Path
 from schemas.decisions import Decision, Setting
 from schemas.forecasts import PeakForecast
 from schemas.instants import SECOND, Instant, Span
-from schemas.topology import Host, Priority
+from schemas.topology import Host, Priority, Row
 
 BOUND_COVERAGE_RATIO = 0.5
 """Below this share of measured nameplate an upper bound says nothing about the row (our choice)."""
@@ -260,7 +260,24 @@ def known_p(view: View, policy: CappingPolicy, now: Instant) -> float:
 
 
 def settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ...]:
-    """What `mode` asks of every host of the row: a ceiling under a lease, or the brake."""
+    """What `mode` asks of every host of the row: a ceiling under a lease, or the brake. The same tuple each
+    time for the same row and policy."""
+    key = (id(view.row), id(policy), mode)
+    known = _SETTINGS.get(key)
+    if known is None or known[0] is not view.row or known[1] is not policy:
+        if len(_SETTINGS) >= _SETTINGS_KEPT:
+            _SETTINGS.clear()
+        known = _SETTINGS[key] = (view.row, policy, _settings(view, policy, mode))
+    return known[2]
+
+
+_SETTINGS: dict[tuple[int, int, str], tuple[Row, CappingPolicy, tuple[Setting, ...]]] = {}
+"""What `settings` has worked out, with what it was worked out for."""
+
+_SETTINGS_KEPT = 4096
+
+
+def _settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ...]:
     owner, brake = f"capping/{policy.variant}", mode == "B"
     direction: FailDirection = "hold" if brake else "safe_share"
     alike: dict[tuple[str, Priority, tuple[Path, ...]], tuple[int, Path]] = {}
@@ -333,7 +350,7 @@ def _look(
     return Look(
         p=p,
         peak=p if forecast is None else max(p, forecast),
-        landed=mode == "T2a" and landed(view, policy, now),
+        landed=mode == "T2a" and _memo(view, "landed", lambda: str(landed(view, policy, now))) == "True",
         calm=calm,
         failover=failover,
     )
@@ -448,7 +465,7 @@ def _because(
         doing = f"{_doing(view, policy, now, mode, notes)}; nothing is loosened and no lease is renewed"
     else:
         where = f"row at {look.p:.3f} of {view.row.budget_w / 1000:g} kW{_against(policy, mode, look)}"
-        doing = _doing(view, policy, now, mode, notes) + _spike(view, policy, mode, look)
+        doing = _doing_now(view, policy, now, mode, notes) + _spike(view, policy, mode, look)
     return f"{'a UPS is failing over, ' if failover else ''}{where}: {doing}"
 
 
@@ -468,6 +485,23 @@ def _against(policy: CappingPolicy, mode: str, look: Look) -> str:
         if look.peak >= band.leave and mode in ("T2a", "T2b", "B" if name == "T2" else "T1"):
             return f"{seen}, not below {band.leave:.3f} yet"
     return seen
+
+
+def _doing_now(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: dict[str, str]) -> str:
+    """`_doing`, or what was said of a row whose hosts are as they were; but for the brake, which counts."""
+    if mode == "B":
+        return _doing(view, policy, now, mode, notes)
+    return _memo(view, mode, lambda: _doing(view, policy, now, mode, notes))
+
+
+def _memo(view: View, key: str, work: Callable[[], str]) -> str:
+    """What `work` says, which goes by the row's hosts alone: asked once while they stand as they are."""
+    if view.standing is None:
+        return work()
+    memo = view.standing.memo
+    if key not in memo:
+        memo[key] = work()
+    return memo[key]
 
 
 def _doing(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: dict[str, str]) -> str:

@@ -34,7 +34,7 @@ its safe shares by itself.
 from __future__ import annotations
 
 from controllers.policy import CappingPolicy
-from controllers.view import Asked, HostControl, View
+from controllers.view import Asked, HostControl, Standing, View
 from schemas.commands import Brake, Command, Lease, LockClocks
 from schemas.decisions import Decision, Setting
 from schemas.instants import Instant, Span
@@ -45,6 +45,9 @@ def reconcile(
 ) -> tuple[Command, ...]:
     """The commands that bring the row to `decision`: brakes first, then what tightens, then the rest,
     each in the decision's order. Released hosts get nothing but a brake; hosts it does not name, nothing."""
+    still = view.standing
+    if still is not None and decision.desired is still.desired and now < still.due:
+        return ()
     ranked: list[tuple[int, Command]] = []
     for setting in decision.desired:
         if setting.target in view.released and not setting.brake:
@@ -56,6 +59,29 @@ def reconcile(
         rank = 0 if setting.brake else 1 if ceiling is not None and setting.max_mhz < ceiling else 2
         ranked.append((rank, _command(setting, decision, policy, now, epoch=epoch, source=source)))
     return tuple(command for _, command in sorted(ranked, key=lambda pair: pair[0]))
+
+
+def standing(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -> Standing | None:
+    """The row as one that stands as the decision wishes, where it does (see `Standing`); None elsewhere."""
+    if view.pins or view.released or len(decision.desired) != len(view.row.hosts):
+        return None
+    due = until = now + policy.lease_ms
+    for setting in decision.desired:
+        host = view.control(setting.target)
+        control, other = (host.brake, host.lock) if setting.brake else (host.lock, host.brake)
+        held, asked = control.in_force, control.asked
+        if held is None or held.max_mhz != setting.max_mhz or other.asked is not None:
+            return None
+        if not setting.brake and other.in_force is not None:
+            return None
+        if asked is None:
+            due = min(due, held.expires_at - policy.renew_ms)
+        elif asked.renews and not asked.failed and asked.attempt == 1 and asked.max_mhz == setting.max_mhz:
+            due = min(due, asked.at + _patience(asked, policy, braking=setting.brake))
+        else:
+            return None
+        until = min(until, held.expires_at)
+    return Standing(decision.desired, due, until) if now < until else None
 
 
 def loosens(command: Command, view: View) -> bool:

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 import msgspec
 
 from schemas.commands import Brake, FailDirection, LockClocks, Path
-from schemas.decisions import Decision
+from schemas.decisions import Decision, Setting
 from schemas.emergencies import Emergency
 from schemas.envelope import Event
 from schemas.forecasts import PeakForecast
@@ -120,6 +120,24 @@ class HostControl(msgspec.Struct, kw_only=True):
         return max(ceiling, asked.max_mhz)
 
 
+class Standing:
+    """A row on which every host obeys the wishes in `desired` and nobody has pinned or released one, kept
+    from one look to the next. Nothing but renewals is under way, none is to be asked before `due`, and no
+    lease ends before `until`. What a look says of such hosts need not be worked out again: `memo` keeps it.
+
+    Good for the very settings in `desired` and as long as nothing else than renewals is heard of the row's
+    hosts; whoever keeps it drops it then.
+    """
+
+    __slots__ = ("desired", "due", "memo", "until")
+
+    def __init__(self, desired: tuple[Setting, ...], due: Instant, until: Instant) -> None:
+        self.desired = desired
+        self.due = due
+        self.until = until
+        self.memo: dict[str, str] = {}
+
+
 CLEARED_KEPT_MS: Span = HOUR
 """How long the end of an emergency is remembered."""
 
@@ -147,7 +165,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """One look at a row, good until the next fold. `pins` are those in force now, `emergencies` the
     open ones, `released` the hosts that a person has taken out of control, `resumed_at` when a person
     last gave the row back, `blast_reset_at` when a person last reset the blast-radius breaker. `first`
-    is the first decision heard: after a restart, the one that the earlier controller left."""
+    is the first decision heard: after a restart, the one that the earlier controller left. `standing`: the
+    hosts are as they were at an earlier look, which found nothing to do."""
 
     row: Row
     now: Instant
@@ -161,6 +180,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     released: dict[str, ReleaseAll] = {}
     resumed_at: Instant = 0
     blast_reset_at: Instant = 0
+    standing: Standing | None = None
 
     def control(self, host: str) -> HostControl:
         """What is known of a host's controls."""
@@ -171,7 +191,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(pin for pin in self.pins if covers(pin.subject, host.path))
 
 
-def view(state: ViewState, row: Row, now: Instant) -> View:
+def view(state: ViewState, row: Row, now: Instant, standing: Standing | None = None) -> View:
     """One look at `row` at `now`."""
     words = (word for word in state.released.values() if covers(word.subject, row.path))
     return View(
@@ -187,6 +207,7 @@ def view(state: ViewState, row: Row, now: Instant) -> View:
         released=_released(state, row) if state.released else {},
         resumed_at=max((word.at for word in words if isinstance(word, Resume)), default=0),
         blast_reset_at=state.blast_reset_at,
+        standing=standing,
     )
 
 

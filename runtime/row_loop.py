@@ -10,6 +10,7 @@ messages in every host, however they were cut into batches. It reads no clock; t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -17,14 +18,16 @@ from controllers import capping
 from controllers.arbitration import arbitrate
 from controllers.guardrails import guard
 from controllers.policy import CappingPolicy
-from controllers.reconcile import reconcile
-from controllers.view import ViewState, fold, view
+from controllers.reconcile import reconcile, standing
+from controllers.view import Standing, ViewState, fold, view
 from schemas.commands import Command
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.forecasts import ForecastScore, PeakForecast
-from schemas.samples import GpuFrame, PowerRollup, RackSample
+from schemas.instants import Instant
+from schemas.outcomes import Renewed
+from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample, UpsSample
 from schemas.topics import topic_of
 from schemas.topology import Row
 from streams.detect.overload import OverloadDetector, OverloadState
@@ -52,6 +55,16 @@ class Beat(msgspec.Struct, frozen=True):
         return (self.rollup, *self.forecasts, *self.emergencies, self.decision, *self.commands)
 
 
+class Forecaster(Protocol):
+    """What the loop asks of a forecaster of peaks; it owns the shape of its state."""
+
+    def initial(self) -> Any: ...
+
+    def step(
+        self, state: Any, events: Sequence[Event]
+    ) -> tuple[Any, Sequence[PeakForecast | ForecastScore]]: ...
+
+
 class RowState(msgspec.Struct):
     """All that a row's loop remembers; `pending` holds what has come since the last beat."""
 
@@ -75,14 +88,18 @@ class RowLoop:
     that names an epoch of its own is beaten under that one, so that a beat done again says what it said.
     """
 
-    def __init__(self, row: Row, policy: CappingPolicy, *, epoch: int) -> None:
+    def __init__(
+        self, row: Row, policy: CappingPolicy, *, epoch: int, forecaster: Forecaster | None = None
+    ) -> None:
+        """`forecaster` None: `PeakForecaster`. Only the policy `polca_forecast` reads what it says."""
         self.row = row
         self.policy = policy
         self.epoch = epoch
         self.source = f"controller/capping/{row.path}"
         self._rollup = Rollup(row)
-        self._forecaster = PeakForecaster(row.path, period_ms=policy.period_ms)
+        self._forecaster = forecaster or PeakForecaster(row.path, period_ms=policy.period_ms)
         self._detector = OverloadDetector(row)
+        self._standing: tuple[ViewState, Standing] | None = None
 
     def key(self, event: Event) -> str:
         """Everything a row's loop reads is keyed by the row."""
@@ -119,13 +136,38 @@ class RowLoop:
         state.forecast, forecasts = self._forecaster.step(state.forecast, rollups)
         words = [event for event in inputs if type(event) not in _ROLLED_UP]
         state.detect, emergencies = self._detector.step(state.detect, [*words, *rollups])
+        behind = state.view.last is not None and tick.at < state.view.last.at
         state.view = fold(state.view, [*words, rollup, *forecasts, *emergencies])
-        seen = view(state.view, self.row, tick.at)
+        still = self._still(state.view, words, behind=behind, now=tick.at)
+        seen = view(state.view, self.row, tick.at, still)
         wish = arbitrate([capping.decide(seen, self.policy, tick.at, source=self.source)])
         decision = guard(wish, seen, self.policy, tick.at)
         epoch = tick.epoch or self.epoch
         commands = reconcile(decision, seen, self.policy, tick.at, epoch=epoch, source=self.source)
         state.view = fold(state.view, [decision, *commands])
+        if commands or still is None:
+            self._stand(state.view, still, decision, tick.at)
         return Beat(
             tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands)
         )
+
+    def _still(
+        self, state: ViewState, words: Sequence[Event], *, behind: bool, now: Instant
+    ) -> Standing | None:
+        """The row as the last look found it, where its hosts still stand so: nothing but renewals was heard
+        of them, no lease is over, and the state and the clock are those of that look, gone on."""
+        if self._standing is None:
+            return None
+        of, known = self._standing
+        heard = any(not isinstance(word, FeedSample | UpsSample | Renewed) for word in words)
+        if heard or behind or of is not state or now >= known.until:
+            self._standing = None
+            return None
+        return known
+
+    def _stand(self, state: ViewState, still: Standing | None, decision: Decision, now: Instant) -> None:
+        """See whether the row stands after this look, and keep what was said of it if it stood before."""
+        found = standing(decision, view(state, self.row, now), self.policy, now)
+        if found is not None and still is not None and found.desired is still.desired:
+            found.memo = still.memo
+        self._standing = None if found is None else (state, found)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.instants import MINUTE, Instant, Span
-from schemas.units import FloatArray
+from schemas.units import FloatArray, Reading
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -243,6 +243,21 @@ class Stillness:
         self.low[:, pick] = np.where(going, np.where(known, np.fmin(old_low, low), low), old_low)
         self.high[:, pick] = np.where(going, np.where(known, np.fmax(old_high, high), high), old_high)
         self._sworn[pick] = np.where(going, since, sworn)
+
+    def extend_one(self, device: int, at: Instant, value: float, beside: Reading) -> None:
+        """`extend` and `testify` for one reading of one device that has one witness, which reads `beside`."""
+        if value != self.held[device]:
+            self.held[device], self.since[device], self.count[device] = value, at, 1
+            return
+        self.count[device] += 1
+        since, low, high = self.since[device], self.low[0], self.high[0]
+        if beside is None:
+            beside = np.nan
+        if self._sworn[device] == since:
+            low[device], high[device] = np.fmin(low[device], beside), np.fmax(high[device], beside)
+        else:
+            low[device] = high[device] = beside
+            self._sworn[device] = since
 
     def rewind(self, step: Span) -> None:
         """The ticks' clock was moved by `step`: the runs go on."""

@@ -34,6 +34,7 @@ tick.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -134,6 +135,24 @@ class RollupState:
             self.counts[verdict] = self.counts.get(verdict, 0) + n
 
 
+class _Hosts(NamedTuple):
+    """A tick's hosts: what they draw together, at least and at most, and how much of it is known. `by_wall`
+    and `boards` say of each which reading counts, `whole` how many are read throughout."""
+
+    coverage: float
+    covered: bool
+    summed_w: Reading
+    estimated_w: float
+    floor_w: float
+    most_w: float
+    known_at: Instant | None
+    by_wall: BoolArray
+    boards: IntArray
+    whole: int
+    rack_w: tuple[Reading, ...]
+    hottest_c: Reading
+
+
 class Rollup:
     """GpuFrame, RackSample, FeedSample and Tick in, one PowerRollup per Tick out; others pass unread."""
 
@@ -165,6 +184,7 @@ class Rollup:
         self._kinds = len(kinds)
         rules = self._rules
         shape = (len(hosts), self._width)
+        self._silence: _Hosts | None = None
         self._board_moves = np.empty((3, *shape))
         self._board_moves[0] = rules.util_move_ratio
         self._board_moves[1] = rules.clock_move_mhz
@@ -404,10 +424,7 @@ class Rollup:
                 state.count("impossible")
                 continue
             state.meter_w[meter], state.meter_at[meter], state.meter_ids[meter] = watts, at, sample.id
-            pick, one, read_w = np.array([meter]), np.ones(1, np.int64), np.array([watts])
-            going = state.meter_still.extend(pick, state.meter_at[pick], one, read_w, read_w)
-            beside_w = np.array([np.nan if hosts_w is None else hosts_w])
-            state.meter_still.testify(pick, going, beside_w, beside_w)
+            state.meter_still.extend_one(meter, at, watts, hosts_w)
         state.meters = {}
 
     # -- summing ----------------------------------------------------------------------------------
@@ -422,6 +439,53 @@ class Rollup:
         state.count("set_back", state.board_clocks.settle(now, rules) + state.wall_clocks.settle(now, rules)
                     + state.meter_clocks.settle(now, rules))  # fmt: skip
 
+        hosts = self._silent_hosts(state) or self._sum_hosts(state, now)
+        coverage, summed_w = hosts.coverage, hosts.summed_w
+
+        # The row: its meters where they can be believed, else its hosts.
+        self._fold_meters(state, now, summed_w)
+        metered_w = self._metered_w(state, now, hosts.floor_w, summed_w)
+        if set_back:  # only now: what came since the last tick is news by the clock it was taken in by
+            for clocks in (state.board_clocks, state.wall_clocks, state.meter_clocks):
+                clocks.rewind(now, rules)
+        state.tick_at = now
+        power_w: Reading
+        known_at: Instant | None
+        if metered_w is not None:
+            basis, power_w, upper_w = "meter", metered_w, max(metered_w, hosts.floor_w, summed_w or 0.0)
+            coverage, known_at = 1.0, int(state.meter_at.min())
+            cause = tuple(state.meter_ids)
+        else:
+            basis, power_w, upper_w = ("sum" if hosts.covered else "unknown"), summed_w, hosts.most_w
+            known_at = hosts.known_at
+            cause = self._sum_cause(state, hosts.by_wall, hosts.boards)
+
+        verdicts, state.counts = state.counts, {}
+        return PowerRollup(
+            at=now,
+            source=f"streams/rollup/{row.path}",
+            subject=row.path,
+            cause=cause[:CAUSES_AT_MOST],
+            power_w=_milliwatts(power_w),
+            upper_w=round(upper_w, 3),
+            budget_w=row.budget_w,
+            coverage_ratio=round(coverage, 6),
+            known_at=known_at,
+            basis=basis,
+            metered_w=_milliwatts(metered_w),
+            summed_w=_milliwatts(summed_w),
+            estimated_w=hosts.estimated_w,
+            racks=self._racks,
+            rack_w=hosts.rack_w,
+            verdicts=verdicts,
+            hottest_c=hosts.hottest_c,
+            hosts_known=hosts.whole,
+            hosts_total=len(self._hosts),
+        )
+
+    def _sum_hosts(self, state: RollupState, now: Instant) -> _Hosts:
+        """What the hosts draw at this tick, by what they say themselves."""
+        rules = self._rules
         trusted = self._believed(
             state, state.gpu_at, state.board_still, now - rules.gpu_stale_ms, self._board_moves
         )
@@ -448,49 +512,31 @@ class Rollup:
         floor_w = float(np.where(by_wall, state.wall_w, gpus_w).sum())
         covered = coverage >= rules.coverage_ratio - 1e-9  # a sum of shares is not exact
         summed_w = float(host_w.sum()) if covered else None
-
-        # The row: its meters where they can be believed, else its hosts.
-        self._fold_meters(state, now, summed_w)
-        metered_w = self._metered_w(state, now, floor_w, summed_w)
-        if set_back:  # only now: what came since the last tick is news by the clock it was taken in by
-            for clocks in (state.board_clocks, state.wall_clocks, state.meter_clocks):
-                clocks.rewind(now, rules)
-        state.tick_at = now
         boards_at = np.where(trusted, state.gpu_at, now).min(axis=1, initial=now)
         hosts_at = np.where(by_wall, state.wall_at, boards_at)
-        power_w: Reading
-        known_at: Instant | None
-        if metered_w is not None:
-            basis, power_w, upper_w = "meter", metered_w, max(metered_w, floor_w, summed_w or 0.0)
-            coverage, known_at = 1.0, int(state.meter_at.min())
-            cause = tuple(state.meter_ids)
-        else:
-            basis, power_w, upper_w = ("sum" if covered else "unknown"), summed_w, float(most_w.sum())
-            known_at = int(hosts_at[known].min()) if covered else None
-            cause = self._sum_cause(state, by_wall, boards)
-
-        verdicts, state.counts = state.counts, {}
-        return PowerRollup(
-            at=now,
-            source=f"streams/rollup/{row.path}",
-            subject=row.path,
-            cause=cause[:CAUSES_AT_MOST],
-            power_w=_milliwatts(power_w),
-            upper_w=round(upper_w, 3),
-            budget_w=row.budget_w,
-            coverage_ratio=round(coverage, 6),
-            known_at=known_at,
-            basis=basis,
-            metered_w=_milliwatts(metered_w),
-            summed_w=_milliwatts(summed_w),
+        return _Hosts(
+            coverage=coverage,
+            covered=covered,
+            summed_w=summed_w,
             estimated_w=round(float(estimated_w.sum()), 3) if covered else 0.0,
-            racks=self._racks,
+            floor_w=floor_w,
+            most_w=float(most_w.sum()),
+            known_at=int(hosts_at[known].min()) if covered else None,
+            by_wall=by_wall,
+            boards=boards,
+            whole=int((share == 1.0).sum()),
             rack_w=self._rack_w(host_w, share),
-            verdicts=verdicts,
             hottest_c=self._hottest_c(state, now),
-            hosts_known=int((share == 1.0).sum()),
-            hosts_total=len(self._hosts),
         )
+
+    def _silent_hosts(self, state: RollupState) -> _Hosts | None:
+        """The same where no host was ever heard of, as on a row that only its meters tell of; else None."""
+        if any(state.frame_ids) or any(state.wall_ids) or any(state.extras):
+            return None
+        if self._silence is None:
+            self._silence = self._sum_hosts(self.initial(), 0)
+        state.count("silent", len(self._hosts))
+        return self._silence
 
     def _rewind(self, state: RollupState, now: Instant) -> None:
         """The ticks' clock was set back: readings of a time yet to come are of no known age."""

@@ -209,10 +209,8 @@ class BulkRow:
         self._idle_w = np.array([sku.idle_w for sku in skus])[:, None]
         self._tdp_w = np.array([sku.tdp_w for sku in skus])[:, None]
         if len(set(skus)) > 1:
-            raise ValueError(
-                "a row over weeks has one kind of board; this one has "
-                + ", ".join(sorted({sku.name for sku in skus}))
-            )
+            named = ", ".join(sorted({sku.name for sku in skus}))
+            raise ValueError(f"a row over weeks has one kind of board; this one has {named}")
         self._curves = curves_of(skus[0])
         self._max_mhz = np.array([float(sku.max_mhz) for sku in skus])
         self._min_mhz = np.array([float(sku.min_mhz) for sku in skus])
@@ -223,6 +221,7 @@ class BulkRow:
         self._offset = np.arange(n, dtype=np.float64)[:, None]
 
         self._locks = np.tile(self._max_mhz, (len(_PATHS), 1))
+        self._ceilings: list[float] | None = None  # as `_locks` say
         self._pending: list[_Write] = []
         self._written = 0
         none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
@@ -322,6 +321,7 @@ class BulkRow:
         while self._pending and self._pending[0].due <= upto * STEP_MS:
             write = heapq.heappop(self._pending)
             self._locks[write.path, write.host] = write.mhz
+            self._ceilings = None
 
     def _trips(self, heat: FloatArray, power: FloatArray) -> npt.NDArray[np.bool_]:
         opens: npt.NDArray[np.bool_] = (heat >= self._curve.pickup_ratio**2) | (
@@ -352,7 +352,11 @@ class BulkRow:
 
     def landing(self, host: int) -> Instant:
         """When the last write under way to a host lands; 0: none is."""
-        return max((write.due for write in self._pending if write.host == host), default=0)
+        return (
+            max((write.due for write in self._pending if write.host == host), default=0)
+            if self._pending
+            else 0
+        )
 
     def clock_mhz(self, host: int) -> float:
         """The SM clock that a host's GPUs show now: their ceiling at work, their lowest at rest."""
@@ -367,6 +371,10 @@ class BulkRow:
 
     def ceiling_mhz(self, host: int) -> float:
         """The clock that a host is held to now."""
+        if not self._pending or self._pending[0].due > self.now:
+            if self._ceilings is None:
+                self._ceilings = self._supported(self._locks.min(axis=0)).tolist()
+            return self._ceilings[host]
         locks = self._locks[:, host].copy()
         for write in sorted(w for w in self._pending if w.host == host and w.due <= self.now):
             locks[write.path] = write.mhz
@@ -536,8 +544,6 @@ class BulkRow:
     def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
         """What each server's GPUs draw in each step."""
         prompt_w = self._curves.prompt_peak_ratio(read.tokens) * self._tdp_w
-        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (
-            self._curves.decode_w - self._idle_w
-        )
+        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (self._curves.decode_w - self._idle_w)
         watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
         return watts

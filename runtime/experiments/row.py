@@ -26,7 +26,6 @@ from twin.weekly import BLOCK_S, WEEK_S, Demand, Load, TracedLoad, WeeklyLoad, r
 
 PROVISIONED = 40
 SERVER_W = 6500.0
-BUDGET_W = PROVISIONED * SERVER_W
 
 PEAK_RATIO = 0.79
 """Peak of the uncontrolled row over its budget (published)."""
@@ -63,19 +62,21 @@ its servers would stand idle at night, and each that wakes is a step of its own.
 _TICKS_40S = 40_000 // STEP_MS
 
 
-def row_site(servers: int) -> str:
-    """The site file of the study's row with so many servers, half of each priority. Raises ValueError for an
-    odd number or less than two."""
+def row_site(servers: int, provisioned: int = PROVISIONED) -> str:
+    """The site file of the study's row with so many servers on the budget of those provisioned, half of each
+    priority. Raises ValueError for an odd number or less than two."""
     if servers < 2 or servers % 2:
         raise ValueError(f"{servers} servers: the row has as many of high as of low priority, 2 or more")
     whole, rest = divmod(servers, 4)
-    racks = [(f"r[01-{whole:02d}]", 2)] * (whole > 0) + [(f"r{whole + 1:02d}", 1)] * (rest > 0)
+    width, budget_w = max(2, len(str(whole + 1))), round(provisioned * SERVER_W)
+    racks = [(f"r[{1:0{width}d}-{whole:0{width}d}]", 2)] * (whole > 0)
+    racks += [(f"r{whole + 1:0{width}d}", 1)] * (rest > 0)
     board = 'sku = "A100-SXM4-80GB"\ngpus = 8\npaths = ["out_of_band", "brake", "in_band"]\n'
     power = (
-        '[site]\nname = "study"\n[[ups]]\nname = "ups-1"\nlimit_w = 2_000_000\n'
-        '[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = 2_000_000\n'
-        f'[[feeds]]\nname = "feed-a"\npdu = "pdu-1"\nlimit_w = {BUDGET_W:.0f}\n'
-        f'[[rows]]\nname = "row-a"\nbudget_w = {BUDGET_W:.0f}\nmeters = ["feed-a"]\n'
+        f'[site]\nname = "study"\n[[ups]]\nname = "ups-1"\nlimit_w = {10 * budget_w}\n'
+        f'[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = {10 * budget_w}\n'
+        f'[[feeds]]\nname = "feed-a"\npdu = "pdu-1"\nlimit_w = {budget_w}\n'
+        f'[[rows]]\nname = "row-a"\nbudget_w = {budget_w}\nmeters = ["feed-a"]\n'
     )
     return power + "".join(
         f'[[racks]]\nrow = "row-a"\nnames = "{names}"\nfeeds = ["feed-a"]\n'
@@ -85,12 +86,18 @@ def row_site(servers: int) -> str:
     )
 
 
+def row_setup(
+    servers: int, policy: CappingPolicy = DEFAULT_POLICY, *, provisioned: int = PROVISIONED
+) -> Setup:
+    """The study's row with so many servers on the budget of those provisioned, under a policy."""
+    return msgspec.structs.replace(_setup(servers, provisioned), policy=policy)
+
+
 @functools.cache
-def row_setup(servers: int, policy: CappingPolicy = DEFAULT_POLICY) -> Setup:
-    """The study's row with so many servers under a policy."""
-    text = row_site(servers)
+def _setup(servers: int, provisioned: int) -> Setup:
+    text = row_site(servers, provisioned)
     site = read_site(text, "study")
-    return Setup(site=site, site_text=text, policy=policy, policy_text="", shares=safe_shares(site))
+    return Setup(site=site, site_text=text, policy=DEFAULT_POLICY, policy_text="", shares=safe_shares(site))
 
 
 def row_load(

@@ -52,7 +52,8 @@ def features(powers_w: Sequence[float]) -> list[float]:
     """FEATURES of the last HISTORY powers, oldest first, evenly spaced; watts."""
     now_w = powers_w[-1]
     last5, last20 = powers_w[-5:], powers_w[-20:]
-    moves_w = np.abs(np.diff(powers_w))
+    course_w = np.array(powers_w)
+    moves_w = np.abs(course_w[1:] - course_w[:-1])
     return [
         now_w - powers_w[-2],
         now_w - sum(last5) / 5,

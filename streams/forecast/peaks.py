@@ -50,6 +50,9 @@ _SCORE_EVERY = 30  # moments between two published scores: a minute at 2 s; our 
 _PRIOR_RISE = np.outer((0.09, 0.105, 0.118), (0.0, 0.5, 1.0))
 
 
+_EACH_QUANTILE = QUANTILES * len(HORIZONS_S)  # in the order of residuals
+
+
 class Issued:
     """What was forecast at one tick: both models' values, and what their residuals are taken from."""
 
@@ -171,9 +174,7 @@ class PeakForecaster:
             centre_w = level_w + self._coefficients @ features(powers_w)
             why_not = state.trust.why_not
             if len(state.residuals_w[0]) >= _ENOUGH:
-                offsets_w = [
-                    r.quantile(QUANTILES[i % len(QUANTILES)]) for i, r in enumerate(state.residuals_w)
-                ]
+                offsets_w = [r.quantile(q) for r, q in zip(state.residuals_w, _EACH_QUANTILE, strict=True)]
                 forecasts_w.append(_in_order(centre_w + np.reshape(offsets_w, centre_w.shape)))
             else:
                 why_not = f"only {len(state.residuals_w[0])} of {_ENOUGH} residuals on this row"
@@ -197,7 +198,7 @@ class PeakForecaster:
         n = len(state.rises_w[0])
         if n == 0:
             return _in_order(level_w * (1.0 + _PRIOR_RISE))
-        rises_w = np.array([[rises.quantile(q) for q in QUANTILES] for rises in state.rises_w])
+        rises_w = np.array([rises.quantiles(QUANTILES) for rises in state.rises_w])
         if n < _ENOUGH:
             rises_w = np.maximum(rises_w, level_w * _PRIOR_RISE)
         return _in_order(level_w + rises_w)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
 
 
 class Trailing:
@@ -34,4 +36,17 @@ class Trailing:
         """The smallest value that the next one, if it is like these, stays at or below with a chance
         of at least `q`: the ceil((n + 1) q)-th smallest (split conformal prediction), the largest
         where n is too few for that. IndexError when nothing was seen."""
-        return self._order[min(len(self._order), math.ceil((len(self._order) + 1) * q)) - 1]
+        order = self._order
+        return order[_place(len(order), q)]
+
+    def quantiles(self, qs: Sequence[float]) -> list[float]:
+        """`quantile` of each of these."""
+        order = self._order
+        n = len(order)
+        return [order[_place(n, q)] for q in qs]
+
+
+@lru_cache(maxsize=1 << 16)
+def _place(n: int, q: float) -> int:
+    """Which of n values in order is the quantile."""
+    return min(n, math.ceil((n + 1) * q)) - 1

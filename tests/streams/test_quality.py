@@ -106,3 +106,17 @@ def test_a_new_value_forgets_what_the_witness_did_before() -> None:
         still.testify(every, going, moved, moved)
         stuck = bool(still.stuck(at, 0.2, RULES)[0])
         assert stuck == (10 <= i < 20)
+
+
+def test_one_reading_of_one_device_is_taken_like_an_array_of_them() -> None:
+    rng = np.random.default_rng(5)
+    one, many = Stillness((2,), 1), Stillness((2,), 1)
+    for at in range(400):
+        device = int(rng.integers(0, 2))
+        value, beside = float(rng.integers(1, 3)), rng.choice([np.nan, 10.0, 11.0, 20.0])
+        one.extend_one(device, at, value, None if np.isnan(beside) else float(beside))
+        pick, read = np.array([device]), np.array([value])
+        going = many.extend(pick, np.array([at]), np.ones(1, np.int64), read, read)
+        many.testify(pick, going, np.array([beside]), np.array([beside]))
+        for slot in ("held", "count", "since", "low", "high"):
+            assert np.array_equal(getattr(one, slot), getattr(many, slot), equal_nan=True), slot

@@ -638,3 +638,21 @@ def _by_hand(host: Host, frames: list[GpuFrame], now: int) -> list[float | None]
         ]
         boards.append(sum(seen) / len(seen) if seen else None)
     return boards
+
+
+def test_a_row_that_only_its_meters_tell_of_is_summed_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hosts are worked out once; then some of them speak after all, and fall silent again."""
+    row = make_row(4, meters=(METER,))
+    chance = random.Random(2)
+    events: list[Event] = []
+    for s in range(2, 400, 2):
+        at = T0 + s * SECOND
+        if s % 90:
+            events.append(feed(METER, at, chance.choice((5000.0, 5001.0, None, 0.0))))
+        if 200 < s < 230:
+            events.extend(everyone(row, at)[:2])
+        events.append(tick(at - (20 * SECOND if s == 300 else 0)))
+    kept = rollups(row, events)
+    monkeypatch.setattr(Rollup, "_silent_hosts", lambda self, state: None)
+    assert kept == rollups(row, events)
+    assert kept[-1].verdicts["stale"] or kept[0].verdicts["silent"]
