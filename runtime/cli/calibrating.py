@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 
 from cyclopts import App
@@ -54,7 +55,10 @@ def serving(
         Theirs.
     """
     with _for_operators():
-        return _serving(read_runs(runs), runs, out, seed, source, licence)
+        found = read_runs(runs)
+        if found.problems:  # a fit to some of what was given would be taken for a fit to all of it
+            raise RunsError("\n".join(found.problems))
+        return _serving(found.runs, runs, out, seed, source, licence)
 
 
 def _serving(
@@ -116,7 +120,8 @@ def fidelity(
     """Compare the twin of a serving GPU with recorded runs, run by run.
 
     A run is predicted from what was asked, the engine's settings and what the board drew at rest. Runs that
-    the coefficients were fitted to are predicted by coefficients fitted without them.
+    the coefficients were fitted to are predicted by coefficients fitted without them. Exit status 1 when
+    some of what the folder holds could not be read; the rest is judged.
 
     Parameters
     ----------
@@ -132,7 +137,9 @@ def fidelity(
         Print the answer as one line of JSON.
     """
     with _for_operators():
-        recordings = read_runs(runs)
+        recordings, problems = read_runs(runs)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     coefficients = _calibration(calibration)
     pairs = []
     with progress("runs") as bar:
@@ -149,11 +156,11 @@ def fidelity(
         plot_fidelity(found, shown.name, recorded(shown).power_w, predicted.power_w, plot)
     if json:
         emit(found)
-        return 0
-    _print(found)
-    if plot is not None:
-        say(f"plot: {plot}")
-    return 0
+    else:
+        _print(found)
+        if plot is not None:
+            say(f"plot: {plot}")
+    return 1 if problems else 0
 
 
 def _most_telling(recordings: Sequence[RecordedRun]) -> RecordedRun:

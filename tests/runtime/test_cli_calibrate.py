@@ -61,15 +61,23 @@ def test_a_fit_of_ones_own_runs_can_be_stored_and_judged(
 
 
 def test_what_is_wrong_with_the_runs_is_said_a_line_each(
-    runs: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "advisor_llama-2-7b_2.result.json").unlink()
     table = runs / "background_llama-2-7b_2.csv"
     table.write_text(table.read_text().replace("gpu_power_w", "watts", 1))
-    assert run(["twin", "fidelity", "--runs", str(runs)]) == 2
-    told = capsys.readouterr().err.splitlines()
+    assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 1
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["runs"]) == 8, "the rest is judged"
+    told = said.err.splitlines()
     assert told[0] == "advisor_llama-2-7b_2.csv: no advisor_llama-2-7b_2.result.json beside it"
     assert told[1].startswith("background_llama-2-7b_2.csv: no column gpu_power_w")
+    out = tmp_path / "no.json"
+    assert run(["calibrate", "serving", "--runs", str(runs), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines() == told
+    assert not out.exists()
+    assert run(["twin", "fidelity", "--runs", str(tmp_path)]) == 2
+    assert "holds no run; a run is NAME.csv with NAME.result.json beside it" in capsys.readouterr().err
 
 
 def test_a_calibration_that_is_none_is_refused(

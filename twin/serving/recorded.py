@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,6 +38,7 @@ COLUMNS = (
 CHUNKED = "advisor_"
 """How the names of runs begin whose prompts were prefilled in chunks."""
 
+_RESULT = ".result.json"
 _SHORTEST_S = 20.0
 _QUIET_AFTER_S = 4.0
 _ANSWERS = re.compile(r"_(\d+)(?:__\d+)?$")
@@ -123,31 +125,33 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
         return Requests(at, *columns)
 
 
-def read_runs(folder: Path) -> list[RecordedRun]:
-    """Every run of the folder, by name. Raises RunsError with all that is wrong with it."""
+class Folder(NamedTuple):
+    """What a folder of runs holds: the runs, by name, and what is wrong with the rest, a line each."""
+
+    runs: list[RecordedRun]
+    problems: list[str]
+
+
+def read_runs(folder: Path) -> Folder:
+    """Every run of the folder. Raises RunsError, with all that is wrong, where there is none."""
     if not folder.is_dir():
         raise RunsError(f"{folder}: no such folder of runs")
     tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
-    results = {
-        path.name.removesuffix(".result.json")
-        for path in folder.iterdir()
-        if path.name.endswith(".result.json")
-    }
-    problems = [
-        f"{name}.result.json: no {name}.csv beside it"
-        for name in sorted(results - {path.stem for path in tables})
-    ]
-    if not tables:
-        problems.append(f"{folder}: holds no run; a run is NAME.csv with NAME.result.json beside it")
-    runs = []
+    stems = {path.stem for path in tables}
+    alone = {
+        path.name.removesuffix(_RESULT) for path in folder.iterdir() if path.name.endswith(_RESULT)
+    } - stems
+    found = Folder([], [f"{name}{_RESULT}: no {name}.csv beside it" for name in sorted(alone)])
     for path in tables:
         try:
-            runs.append(read_run(path))
+            found.runs.append(read_run(path))
         except RunsError as error:
-            problems.append(str(error))
-    if problems:
-        raise RunsError("\n".join(problems))
-    return runs
+            found.problems.append(str(error))
+    if not tables:
+        found.problems.append(f"{folder}: holds no run; a run is NAME.csv with NAME{_RESULT} beside it")
+    if not found.runs:
+        raise RunsError("\n".join(found.problems))
+    return found
 
 
 def read_run(path: Path) -> RecordedRun:
@@ -165,7 +169,7 @@ def read_run(path: Path) -> RecordedRun:
     if inside.sum() < _SHORTEST_S:
         raise RunsError(
             f"{path.name}: {inside.sum()} seconds of load are recorded, {_SHORTEST_S:.0f} are needed "
-            f"({path.stem}.result.json says that it took {result.duration:g} s)"
+            f"({path.stem}{_RESULT} says that it took {result.duration:g} s)"
         )
     power = table["gpu_power_w"]
     quiet = (time > time[last] + _QUIET_AFTER_S) & (busy == 0)
@@ -192,7 +196,7 @@ def read_run(path: Path) -> RecordedRun:
 
 
 def _result(path: Path) -> tuple[Result, Llm]:
-    beside = path.with_name(f"{path.stem}.result.json")
+    beside = path.with_name(f"{path.stem}{_RESULT}")
     if not beside.exists():
         raise RunsError(f"{path.name}: no {beside.name} beside it")
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support.counterparts import shared_data
@@ -32,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RecordedRun]:
         record_run(
             folder, model, answers, chunked=chunked, prompt=prompt, output=output, idle_w=idle_w, requests=700
         )
-    return read_runs(folder)
+    return read_runs(folder).runs
 
 
 def test_a_fit_finds_the_coefficients_that_the_runs_were_made_with(runs: list[RecordedRun]) -> None:
@@ -115,7 +113,7 @@ def test_what_ships_says_where_it_came_from() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_ships_is_what_the_command_makes_and_meets_its_goals_on_runs_left_out() -> None:
-    recordings = read_runs(shared_data("gpu_power/vllm_h100"))
+    recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
     shipped = stored()
     assert {run.digest for run in recordings} == set(shipped.provenance.files.values())
     again = fit(recordings, H100_64GB, seed=shipped.provenance.seed)
@@ -131,14 +129,9 @@ def test_what_ships_is_what_the_command_makes_and_meets_its_goals_on_runs_left_o
 
 
 def test_the_three_locked_runs_agree_with_the_clock_axis() -> None:
-    recordings = read_runs(shared_data("gpu_power/vllm_h100"))
+    recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
     locked = [run for run in recordings if run.clock_mhz < 1700]
     assert len(locked) == 3
     found = report(list(compare(locked, stored(), seed=1)))
     assert max(abs(run.errors["mean_w"] or 1.0) for run in found.runs) < 0.04
     assert max(abs(run.errors["duration_s"] or 1.0) for run in found.runs) < 0.05
-
-
-def test_a_folder_that_is_none_has_no_runs(tmp_path: Path) -> None:
-    with pytest.raises(RunsError):
-        read_runs(tmp_path)

@@ -121,12 +121,18 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(tmp_path: Path) -> None
         record_run(tmp_path, "llama-2-7b", answers)
     (tmp_path / "background_llama-2-7b_4.csv").unlink()
     (tmp_path / "background_llama-2-7b_8.result.json").unlink()
-    with pytest.raises(RunsError) as error:
-        read_runs(tmp_path)
-    assert str(error.value).splitlines() == [
+    wrong = [
         "background_llama-2-7b_4.result.json: no background_llama-2-7b_4.csv beside it",
         "background_llama-2-7b_8.csv: no background_llama-2-7b_8.result.json beside it",
     ]
+    runs, problems = read_runs(tmp_path)
+    assert [run.name for run in runs] == ["background_llama-2-7b_16"]
+    assert problems == wrong
+    for path in tmp_path.glob("background_llama-2-7b_16*"):
+        path.unlink()
+    with pytest.raises(RunsError) as error:
+        read_runs(tmp_path)
+    assert str(error.value).splitlines() == wrong
 
 
 def test_a_folder_without_runs_says_what_a_run_is(tmp_path: Path) -> None:
