@@ -19,6 +19,11 @@ needs neither a network nor a controller to take it there: `step` does, on the a
 device must be given back is saved before the device is first written, and only ever read from a device
 that has nothing of ours on it: a killed agent never takes its own cap for what it found.
 
+A lock that was in force stands on the device until a tighter one that took its place lands. Its lease is
+counted on until then: where that ends, and the tighter one cannot be written or was not read back by its
+deadline, the host goes to its safe share. No string of locks that never land keeps a host running as the
+looser one let it.
+
 While the host's own reflex holds it (`actuators.reflex`), the device is at the reflex's share wherever that
 is the tighter one. What would loosen is refused; what tightens or renews is taken, and is in force as it asks
 to be, at or below; and what is commanded then counts again once the reflex lets go.
@@ -162,6 +167,7 @@ class HostAgent:
         self._tick: Instant | None = None
         self._ends: Span = _NEVER  # the live lease, by elapsed time
         self._expires: Instant = _NEVER  # and by the wall clock
+        self._stands = (_NEVER, 0)  # until when what stands on the devices is leased, and at which clock
         self._lands: Span = 0  # when the last write must have reached the device
         self._earlier: set[int] = set()  # clocks at which an earlier lock may still hold a GPU, MHz
         self._landed: Span = 0  # when all that was written is in force at the latest
@@ -416,6 +422,7 @@ class HostAgent:
             self._say(out, Refused, now, command, str(error))
             return
         self._say_replaced(before, command, now, out)
+        self._outstay(before, command)
         self._grant(command.lease, now)
         self._effort, self._following = effort, ()
         if afresh and isinstance(command, Brake):  # which changes nothing of what is looked at
@@ -437,11 +444,24 @@ class HostAgent:
         """Count the lease from its receipt, never longer than it was made for. None: for good."""
         if lease is None:
             self._ends = self._expires = _NEVER
+            self._stands = (_NEVER, 0)
         else:
             left, self._expires = lease.expires_at - lease.issued_at, _NEVER
             if now < lease.expires_at:  # else it is one that is taken though this clock is ahead
                 left, self._expires = min(lease.expires_at - now, left), lease.expires_at
             self._ends = self._elapsed + left
+
+    def _outstay(self, before: Kept, command: GpuCommand) -> None:
+        """A lock that was in force stands on the devices until a tighter one lands, and its lease goes on
+        being counted: a lock that never lands gives no more of the looser one."""
+        until, mhz = self._stands
+        if before.settled:
+            until, mhz = _NEVER, 0
+            held = before.command if before.intent == "obey" else None
+            if isinstance(held, LockClocks) and held.lease.on_expiry == "safe_share":
+                until, mhz = self._ends, held.max_mhz
+        tighter = isinstance(command, LockClocks) and command.max_mhz < mhz
+        self._stands = (until, mhz) if tighter else (_NEVER, 0)
 
     def _lapse(self, kept: Kept, now: Instant, out: list[Outcome], why: str) -> None:
         """The lease is over: do as it says."""
@@ -524,6 +544,11 @@ class HostAgent:
             self._lapse(kept, now, out, f"the lease ended at {to_text(kept.command.lease.expires_at)}")
             return
         effort = self._effort
+        under_way = effort is not None and effort.written and not effort.told
+        if self._stands[0] <= self._elapsed and kept.intent == "obey" and not (kept.settled or under_way):
+            why = "it has not landed, and the lease of the looser lock before it ended"
+            self._turn_to("safe_share", kept, now, out, why)
+            return
         if effort is None:
             self._look_after(kept, now, out)
             return
@@ -673,7 +698,7 @@ class HostAgent:
 
     def _settle(self, kept: Kept, effort: _Effort, seen: Readback, now: Instant, out: list[Outcome]) -> None:
         """It was read back: what was asked for is so."""
-        kept.settled = True
+        kept.settled, self._stands = True, (_NEVER, 0)
         self._effort = None
         if kept.intent == "obey":
             assert kept.command is not None
@@ -819,7 +844,7 @@ class HostAgent:
             # An idle GPU obeys before a slow path lands: what it does before that is no loss.
             again = CHECK_MS if self._kept.reflex is None else WATCH_MS
             self._due = max(self._elapsed + again, self._lands)
-        self._due = min(self._due, self._ends)
+        self._due = min(self._due, self._ends, self._stands[0])
         return out
 
     def _save(self, kept: Kept, now: Instant) -> bool:

@@ -16,7 +16,7 @@ from actuators.lifecycle import CHECK_MS, DEADLINES, HostAgent
 from schemas.commands import Drain
 from schemas.commands import Path as Way
 from schemas.instants import MINUTE, SECOND
-from schemas.outcomes import Failed, Lapsed, Refused, Released, Verified
+from schemas.outcomes import Failed, Lapsed, Outcome, Refused, Released, Verified
 
 MAX_MHZ, MAX_W = 1410, 400.0
 LEASE_END = TTL + SECOND
@@ -576,6 +576,48 @@ def test_a_command_that_takes_over_what_is_tried_on_fails_in_its_own_name() -> N
         ("Accepted", again.id),
         ("Failed", again.id),
     ]
+
+
+def test_locks_that_cannot_be_written_keep_no_host_running_longer_than_the_looser_one_let_it() -> None:
+    stand = Hosted("in_band", "out_of_band")
+    bmc = stand.intercept("out_of_band", on="apply")
+    stand.start()
+    began = stand.now
+    stand.give(lock(1410, stand.now, path="out_of_band"))
+    stand.wait(45 * SECOND)
+    assert set(stand.boards.clocks) == {1410}
+    bmc.failing = True
+    said: list[Outcome] = []
+    for mhz in (1275, 1005, 990):  # each under a lease of its own
+        said += stand.give(lock(mhz, stand.now, path="out_of_band"))
+        said += stand.wait(20 * SECOND)
+    (lapsed,) = (word for word in said if isinstance(word, Lapsed))
+    assert lapsed.at - began == pytest.approx(TTL, abs=SECOND)
+    assert "the lease of the looser lock before it ended" in lapsed.detail
+    assert set(stand.boards.clocks) == {SHARE_MHZ}
+
+
+def test_a_tighter_lock_that_is_under_way_may_land_after_the_looser_ones_lease() -> None:
+    stand = Hosted("in_band", "out_of_band")
+    stand.start()
+    stand.give(lock(1410, stand.now, path="out_of_band"))
+    stand.wait(60 * SECOND)
+    tighter = lock(1275, stand.now, path="out_of_band")
+    said = [*stand.give(tighter), *stand.wait(60 * SECOND)]
+    assert kinds(said) == ["Superseded", "Accepted", "Verified"]
+    assert set(stand.boards.clocks) == {1275}
+
+
+def test_a_looser_lock_that_cannot_be_written_leaves_the_host_at_its_tighter_one() -> None:
+    stand = Hosted("in_band", "out_of_band")
+    bmc = stand.intercept("out_of_band", on="apply")
+    stand.start()
+    stand.give(lock(1005, stand.now, path="out_of_band"))
+    stand.wait(45 * SECOND)
+    bmc.failing = True
+    stand.give(lock(1410, stand.now, path="out_of_band", ttl=5 * MINUTE))
+    assert "Lapsed" not in kinds(stand.wait(2 * MINUTE))
+    assert set(stand.boards.clocks) == {1005}
 
 
 def test_a_write_that_fails_is_tried_again_until_its_deadline() -> None:
