@@ -11,6 +11,7 @@ from schemas.topology import Host, Site
 from schemas.units import FloatArray
 from twin.server import Servers
 from twin.serving.curves import curves_of
+from twin.serving.engine import EngineLimits, Pace, Requests, serve
 from twin.workload import Arrivals, LoadProfile, PoissonLoad
 
 A100 = SKUS["A100-SXM4-80GB"]
@@ -267,3 +268,55 @@ def test_servers_of_two_boards_stand_side_by_side_as_each_would_alone(make_site:
     for place, run in enumerate(apart):
         alone_w = np.array([watts[0] for watts in run.watts])
         assert np.array([watts[place] for watts in both.watts]) == pytest.approx(alone_w)
+
+
+@pytest.mark.parametrize("requests_per_s", [0.1, 0.5, 1.0])
+def test_a_server_as_curves_draws_what_the_engine_would_draw_step_by_step(
+    make_site: Callable[..., Site], requests_per_s: float
+) -> None:
+    """The same requests through both. Answers go on at nine tenths beside prompts here, where the engine
+    holds them up: so the curves are ahead of it by some percent, and more with more prompts."""
+    (a100,) = make_site(1).rows[0].hosts
+    host = msgspec.structs.replace(a100, sku=SKUS["H100-SXM5-80GB"])
+    curves, rng, lasts_s = curves_of(host.sku), np.random.default_rng(4), 900.0
+    count = rng.poisson(requests_per_s * lasts_s)
+    at = np.sort(rng.uniform(0.0, lasts_s, count))
+    prompt, output = (
+        rng.integers(2048, 4096, count).astype(float),
+        rng.integers(128, 1024, count).astype(float),
+    )
+
+    per_token_s = (curves.prompt_s[-1] - curves.prompt_s[0]) / (
+        curves.prompt_tokens[-1] - curves.prompt_tokens[0]
+    )
+    pace = Pace(
+        prefill_s=curves.prompt_s[0] - per_token_s * curves.prompt_tokens[0],
+        prompt_token_s=per_token_s,
+        decode_s=curves.token_s * (1.0 - curves.batch_cost),
+        answer_s=curves.token_s * curves.batch_cost,
+        context_token_s=0.0,
+        chunk_token_s=0.0,
+    )
+    limits = EngineLimits(max_answers=1000, kv_tokens=10_000_000, step_tokens=8192)
+    course = serve(Requests(at, prompt, output), limits, pace)
+    watts = np.where(
+        course.whole,
+        curves.prompt_peak_ratio(course.prompt_tokens) * host.sku.tdp_w,
+        curves.decode_w + curves.answer_w * (course.batch - 1.0),
+    )
+    inside = course.end_s < lasts_s
+    busy_s = course.seconds[inside].sum()
+    engine_w = ((watts * course.seconds)[inside].sum() + host.sku.idle_w * (lasts_s - busy_s)) / lasts_s
+    engine_s = float(np.median((course.end_s[course.last] - at)[at < lasts_s - 60.0]))
+
+    servers, asked = servers_of((host,)), np.zeros(1)
+    new = Arrivals(at, np.zeros(count, dtype=np.int64), prompt, output)
+    marks, taken, energy_j = servers.places(asked, new), 0, 0.0
+    for step in range(1, int(lasts_s / servers.dt_s) + 1):
+        upto = int(np.searchsorted(at, step * servers.dt_s))
+        part = slice(taken, upto)
+        servers.step(step * servers.dt_s, new.part(part), marks[part])
+        taken = upto
+        energy_j += float(servers.gpu_w[0].mean()) * servers.dt_s
+    assert energy_j / lasts_s == pytest.approx(engine_w, rel=0.03)
+    assert 0.83 * engine_s < servers.latency_s("low", 0.5) < 1.01 * engine_s
