@@ -81,7 +81,7 @@ H100_64GB = Board(sku="H100-SXM5-64GB", limit_w=700.0, max_mhz=1980.0, memory_by
 
 def fit(runs: Sequence[RecordedRun], board: Board, *, seed: int) -> ServingFit:
     """The coefficients that describe these runs. Raises RunsError where they are too few to say."""
-    closed = [run for run in runs if isinstance(run.result.request_rate, str)]
+    closed = [run for run in runs if run.at_once]
     if len(closed) < _FEWEST:
         raise RunsError(
             f"{len(closed)} runs have all requests from the start (request_rate inf): a fit needs {_FEWEST}"

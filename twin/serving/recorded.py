@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,6 +94,11 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def at_once(self) -> bool:
+        """Whether all requests were there from the start."""
+        return float(self.result.request_rate) == math.inf
+
+    @property
     def mean_w(self) -> float:
         """Mean power over the seconds that the load filled."""
         return float(self.power_w.mean())
@@ -118,10 +124,9 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
             places = (np.arange(count) + 0.5) / count
             lengths = np.interp(places, np.linspace(0.0, 1.0, shape.size), shape)
             columns.append(np.maximum(1.0, np.round(rng.permutation(lengths) * total / lengths.sum())))
-        if isinstance(result.request_rate, str):
-            at = np.zeros(count)  # "inf": all at once
-        else:
-            at = np.cumsum(rng.exponential(1.0 / result.request_rate, count))
+        at = np.zeros(count)
+        if not self.at_once:
+            at = np.cumsum(rng.exponential(1.0 / float(result.request_rate), count))
         return Requests(at, *columns)
 
 
@@ -207,7 +212,7 @@ def _result(path: Path) -> tuple[Result, Llm]:
         if not getattr(result, field) > 0:
             raise RunsError(f"{beside.name}: {field} = {getattr(result, field)}: must be above zero")
     rate = result.request_rate
-    if rate != "inf" and not (isinstance(rate, float) and rate > 0.0):
+    if rate != "inf" and (isinstance(rate, str) or not rate > 0.0):
         raise RunsError(f'{beside.name}: request_rate = {rate!r}: must be "inf" or requests per second')
     try:
         return result, llm_named(result.model_id)

@@ -41,8 +41,11 @@ def test_requests_of_one_length_are_told_from_a_mixture(run: Path) -> None:
 
 
 def test_requests_may_also_come_at_a_rate(run: Path) -> None:
-    edit(run, request_rate=4.0)
-    at = read_run(run).request_list(np.ones(3), np.ones(3), seed=1).at_s
+    assert read_run(run).at_once
+    edit(run, request_rate=4)
+    recorded = read_run(run)
+    assert not recorded.at_once
+    at = recorded.request_list(np.ones(3), np.ones(3), seed=1).at_s
     assert at[-1] == pytest.approx(100.0, rel=0.2)
 
 
