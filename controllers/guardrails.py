@@ -62,20 +62,24 @@ class Pace:
 
 def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -> Decision:
     """`decision` within the guardrails, with every adjustment named in `overruled`."""
-    if view.standing is not None and decision.desired is view.standing.desired:
-        return decision  # the look before found so, and nothing was heard of the hosts since
+    if _known(decision, view, policy, now):
+        return decision
     notes = dict(decision.notes)
     pace = Pace(view, policy, now)
     stop, outage = _stop(decision, view, policy, now, notes, pace), _outage(policy, now, notes)
     left = _left(decision, view)
     if not (view.pins or view.released) and all(_stands(wish, view, now) for wish in decision.desired):
         return msgspec.structs.replace(decision, notes=notes)
+    plain = not (view.pins or view.released or stop or outage) and policy.variant != "off"
     hosts = {host.path: host for host in view.row.hosts}
     boards: dict[str, Clocks] = {}
     kept: dict[str, Setting] = {}
     reasons: dict[str, list[str]] = {}
     for wish in sorted(decision.desired, key=lambda setting: hosts[setting.target].priority != "high"):
         host = hosts[wish.target]
+        if plain and _unopposed(wish, host, view, policy, now):
+            kept[wish.target] = wish
+            continue
         said: list[str] = []
         setting = _released(wish, view, said)
         if setting is not None and policy.variant != "off":
@@ -95,12 +99,44 @@ def guard(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -
         for reason in said:
             reasons.setdefault(reason, []).append(wish.target)
     adjusted = tuple(f"{_names(paths)}: {reason}" for reason, paths in reasons.items())
+    desired = tuple(kept[wish.target] for wish in decision.desired if wish.target in kept)
+    if desired == decision.desired:
+        desired = decision.desired  # the very wishes, so that the next look knows them again
     return msgspec.structs.replace(
         decision,
-        desired=tuple(kept[wish.target] for wish in decision.desired if wish.target in kept),
+        desired=desired,
         overruled=decision.overruled + adjusted,
         notes=notes,
     )
+
+
+def _known(decision: Decision, view: View, policy: CappingPolicy, now: Instant) -> bool:
+    """Whether an earlier look found that nothing stands against these very wishes, and nothing was heard of
+    the hosts since. Where some of them have yet to obey, also whether nothing else holds them back now."""
+    still = view.standing
+    if still is None or decision.desired is not still.desired:
+        return False
+    return still.settled or not (
+        decision.refusal
+        or "blast_open_at" in decision.notes
+        or _outage(policy, now, decision.notes)
+        or any(emergency.kind == "ledger_loss" for emergency in view.emergencies)
+    )
+
+
+def _unopposed(wish: Setting, host: Host, view: View, policy: CappingPolicy, now: Instant) -> bool:
+    """Whether no guardrail has a say in a wish, where nothing holds the row back: it tightens or stays, or
+    was asked before. The checks below would come to the same, one by one."""
+    if wish.brake:
+        return True
+    if wish.max_mhz < policy.guardrails.floor_ratio * host.sku.max_mhz:
+        return False
+    control = view.control(wish.target)
+    if control.braked:
+        return False
+    ceiling, asked = control.ceiling(now), control.lock.asked
+    same = asked is not None and asked.max_mhz == wish.max_mhz
+    return same or (ceiling is not None and wish.max_mhz <= ceiling)
 
 
 def _stands(wish: Setting, view: View, now: Instant) -> bool:

@@ -66,22 +66,32 @@ def standing(decision: Decision, view: View, policy: CappingPolicy, now: Instant
     if view.pins or view.released or len(decision.desired) != len(view.row.hosts):
         return None
     due = until = now + policy.lease_ms
+    settled = True
     for setting in decision.desired:
         host = view.control(setting.target)
         control, other = (host.brake, host.lock) if setting.brake else (host.lock, host.brake)
         held, asked = control.in_force, control.asked
-        if held is None or held.max_mhz != setting.max_mhz or other.asked is not None:
+        if other.asked is not None or (not setting.brake and other.in_force is not None):
             return None
-        if not setting.brake and other.in_force is not None:
-            return None
+        obeys = held is not None and held.max_mhz == setting.max_mhz
+        if held is not None:
+            if held.expires_at > now:
+                until = min(until, held.expires_at)
+            elif obeys or held.on_expiry == "hold":
+                return None
         if asked is None:
+            if held is None or not obeys:
+                return None
             due = min(due, held.expires_at - policy.renew_ms)
-        elif asked.renews and not asked.failed and asked.attempt == 1 and asked.max_mhz == setting.max_mhz:
-            due = min(due, asked.at + _patience(asked, policy, braking=setting.brake))
-        else:
+        elif asked.failed or asked.attempt > policy.retries or asked.max_mhz != setting.max_mhz:
             return None
-        until = min(until, held.expires_at)
-    return Standing(decision.desired, due, until) if now < until else None
+        else:
+            if not (obeys and asked.renews):
+                if setting.brake:
+                    return None
+                settled = False
+            due = min(due, asked.at + _patience(asked, policy, braking=setting.brake))
+    return Standing(decision.desired, due=due, until=until, settled=settled)
 
 
 def loosens(command: Command, view: View) -> bool:

@@ -121,20 +121,22 @@ class HostControl(msgspec.Struct, kw_only=True):
 
 
 class Standing:
-    """A row on which every host obeys the wishes in `desired` and nobody has pinned or released one, kept
-    from one look to the next. Nothing but renewals is under way, none is to be asked before `due`, and no
-    lease ends before `until`. What a look says of such hosts need not be worked out again: `memo` keeps it.
+    """A row on which every host obeys the wishes in `desired` or was asked just that, kept from one look to
+    the next: nobody has pinned or released one, no command is to be asked again before `due`, and no lease
+    ends before `until`. What a look says of such hosts need not be worked out again: `memo` keeps it.
+    `settled`: all obey, and nothing but renewals is under way.
 
     Good for the very settings in `desired` and as long as nothing else than renewals is heard of the row's
     hosts; whoever keeps it drops it then.
     """
 
-    __slots__ = ("desired", "due", "memo", "until")
+    __slots__ = ("desired", "due", "memo", "settled", "until")
 
-    def __init__(self, desired: tuple[Setting, ...], due: Instant, until: Instant) -> None:
+    def __init__(self, desired: tuple[Setting, ...], *, due: Instant, until: Instant, settled: bool) -> None:
         self.desired = desired
         self.due = due
         self.until = until
+        self.settled = settled
         self.memo: dict[str, str] = {}
 
 

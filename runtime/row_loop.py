@@ -26,7 +26,7 @@ from schemas.emergencies import Emergency
 from schemas.envelope import Event, Tick
 from schemas.forecasts import ForecastScore, PeakForecast
 from schemas.instants import Instant
-from schemas.outcomes import Renewed
+from schemas.outcomes import Accepted, Renewed
 from schemas.samples import FeedSample, GpuFrame, PowerRollup, RackSample, UpsSample
 from schemas.topics import topic_of
 from schemas.topology import Row
@@ -36,6 +36,12 @@ from streams.rollup import Rollup, RollupState
 
 _ROLLED_UP = (GpuFrame, RackSample)
 """What only the rollup reads, and by far the most of what comes."""
+
+_OF_NO_HOST = (FeedSample, UpsSample, Accepted)
+"""What changes nothing that is known of the hosts' controls."""
+
+_OF_A_SETTLED_ROW = (*_OF_NO_HOST, Renewed)
+"""The same where every host obeys: a renewal says that it goes on to."""
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -146,7 +152,7 @@ class RowLoop:
         commands = reconcile(decision, seen, self.policy, tick.at, epoch=epoch, source=self.source)
         state.view = fold(state.view, [decision, *commands])
         if commands or still is None:
-            self._stand(state.view, still, decision, tick.at)
+            self._stand(state.view, still, decision, commands, tick.at)
         return Beat(
             tick, tuple(inputs), rollup, tuple(forecasts), tuple(emergencies), decision, tuple(commands)
         )
@@ -159,15 +165,26 @@ class RowLoop:
         if self._standing is None:
             return None
         of, known = self._standing
-        heard = any(not isinstance(word, FeedSample | UpsSample | Renewed) for word in words)
+        passing = _OF_A_SETTLED_ROW if known.settled else _OF_NO_HOST
+        heard = any(not isinstance(word, passing) for word in words)
         if heard or behind or of is not state or now >= known.until:
             self._standing = None
             return None
         return known
 
-    def _stand(self, state: ViewState, still: Standing | None, decision: Decision, now: Instant) -> None:
-        """See whether the row stands after this look, and keep what was said of it if it stood before."""
+    def _stand(
+        self,
+        state: ViewState,
+        still: Standing | None,
+        decision: Decision,
+        commands: Sequence[Command],
+        now: Instant,
+    ) -> None:
+        """See whether the row stands after this look, and keep what was said of it if it stood before. Where
+        hosts have yet to obey, the guardrails must have seen what was commanded of them first."""
         found = standing(decision, view(state, self.row, now), self.policy, now)
+        if found is not None and not found.settled and commands:
+            found = None
         if found is not None and still is not None and found.desired is still.desired:
             found.memo = still.memo
         self._standing = None if found is None else (state, found)

@@ -350,13 +350,9 @@ class BulkRow:
         heapq.heappush(self._pending, _Write(self.now + late, self._written, place, host, mhz))
         self._rewritten = True
 
-    def landing(self, host: int) -> Instant:
-        """When the last write under way to a host lands; 0: none is."""
-        return (
-            max((write.due for write in self._pending if write.host == host), default=0)
-            if self._pending
-            else 0
-        )
+    def landings(self, host: int) -> list[Instant]:
+        """When the writes under way to a host land, the next first."""
+        return sorted(write.due for write in self._pending if write.host == host and write.due > self.now)
 
     def clock_mhz(self, host: int) -> float:
         """The SM clock that a host's GPUs show now: their ceiling at work, their lowest at rest."""
@@ -544,6 +540,8 @@ class BulkRow:
     def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
         """What each server's GPUs draw in each step."""
         prompt_w = self._curves.prompt_peak_ratio(read.tokens) * self._tdp_w
-        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (self._curves.decode_w - self._idle_w)
+        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (
+            self._curves.decode_w - self._idle_w
+        )
         watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
         return watts

@@ -2,8 +2,9 @@
 
 A `HostAgent` that nobody commands, whose lease lives and whose device is as it was seen last has nothing to
 do but look again. Over weeks those looks would take longer than everything else, so an agent is left alone
-from `QUIET_MS` after its last write has landed until it is commanded or its lease ends: what it would see is
-what it saw, for nothing else changes a simulated device. What agents say is the same (a test holds it so).
+from `QUIET_MS` after its last write has landed until it is commanded or its lease ends, and while a write is
+on its way: what it would see is what it saw, for nothing else changes a simulated device. What agents say is
+the same (a test holds it so).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from actuators.base import Found, NotAttempted, Readback
-from actuators.lifecycle import CHECK_MS, HostAgent
+from actuators.lifecycle import CHECK_MS, LANDED, HostAgent
 from runtime.agents import by_target
 from runtime.config import Setup
 from runtime.wiring import deadlines_of
 from schemas.commands import Command, GpuCommand, LimitPower, Path
-from schemas.instants import Instant, Span
+from schemas.instants import SECOND, Instant, Span
 from schemas.outcomes import Outcome
 from schemas.shares import SafeShare
 from schemas.topology import Host
@@ -78,6 +79,9 @@ class BulkAgents:
 
     def __init__(self, row: BulkRow, setup: Setup, begin: Instant, *, patient: bool = True) -> None:
         self._row, self._begin, self._patient = row, begin, patient
+        faults = row.faults
+        on_time = faults.spread == "constant" and faults.latency_s * SECOND == LANDED["out_of_band"]
+        self._punctual = patient and on_time
         deadlines = deadlines_of(setup.policy)
         self.agents: Mapping[str, HostAgent] = {
             host.path: HostAgent(
@@ -121,10 +125,14 @@ class BulkAgents:
     def _plan(self, path: str, agent: HostAgent, now: Instant) -> None:
         """When this agent has something to do next, if no command comes."""
         place = self._places[path]
-        landing = self._row.landing(place)
-        if landing:
-            self._quiet_from[place] = self._begin + landing + QUIET_MS
+        landings = self._row.landings(place)
+        if landings:
+            self._quiet_from[place] = self._begin + landings[-1] + QUIET_MS
         kept = agent.kept
+        if self._punctual and agent.pending and landings and kept is not None and kept.command is not None:
+            # Until the write lands, when the agent expects it to, a read-back proves nothing.
+            self._due[place] = min(self._begin + landings[0], kept.command.lease.expires_at)
+            return
         busy = agent.pending or kept is None or not kept.settled or now < self._quiet_from[place]
         if busy or not self._patient:
             self._due[place] = now + agent.wait_ms
