@@ -15,6 +15,7 @@ from runtime.config import Setup, load_setup
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
 from runtime.rehearsal import Rehearsed, Verdict, alone, play
+from schemas.emergencies import Emergency
 from schemas.site_file import read_site
 from twin.scenario import Scenario, read_scenario, shipped
 
@@ -88,6 +89,8 @@ def test_what_ships_is_played_and_judged(name: str, tmp_path: pathlib.Path) -> N
         assert proven, "no verdict names a command to ask the ledger about"
         for command in proven:
             assert audit.why(ledger, command).decision.subject == found.row
+        troubles = {event.kind for event in ledger.of_type([Emergency]) if isinstance(event, Emergency)}
+    assert ("overtemperature" in troubles) == (name == "heat"), "hosts hold themselves for heat alone"
 
 
 # ---- a broken pipeline fails what it should ----
