@@ -281,15 +281,16 @@ class BulkRow:
         self._asked = step + 1
         return ahead.power_w[step - ahead.first]
 
-    def course_w(self) -> list[float]:
-        """Power of the steps up to the end of the block, from the last one asked for on, where nobody sets a
-        clock: all handed on at once. For rows that nobody controls."""
+    def course_w(self, most: int = _BLOCK) -> list[float]:
+        """Power of the next steps, at most so many and none beyond the block, where nobody sets a clock: all
+        handed on at once. For rows that nobody controls."""
         first = self._asked
-        if first == self._at or self._ahead is None or first >= self._ahead.first + len(self._ahead.power_w):
-            self.power_w(first)
-        assert self._ahead is not None
-        self._asked = self._ahead.first + len(self._ahead.power_w)
-        return self._ahead.power_w[first - self._ahead.first :]
+        course = [self.power_w(first)]
+        ahead = self._ahead
+        assert ahead is not None
+        more = ahead.power_w[first + 1 - ahead.first :][: most - 1]
+        self._asked += len(more)
+        return course + more
 
     def _commit(self, upto: int) -> None:
         """Make what was handed on up to a step the past."""

@@ -182,10 +182,11 @@ class WeeklyLoad:
         shape: WeekShape,
         *,
         seed: int,
+        begin_s: float = 0.0,
         mix: Sequence[RequestKind] = MIX,
     ) -> None:
-        """`priorities` are those of the row's hosts, in their order."""
-        self._demand, self._shape = demand, shape
+        """`priorities` are those of the row's hosts, in their order; the run begins `begin_s` into a week."""
+        self._demand, self._shape, self._begin_s = demand, shape, begin_s
         course, requests = np.random.SeedSequence(seed).spawn(2)
         self._course, self._rng = np.random.default_rng(course), np.random.default_rng(requests)
         self._wander = 0.0
@@ -213,7 +214,7 @@ class WeeklyLoad:
             self._day, self._today, self._tomorrow = day, self._tomorrow, self._a_day()
         level = self._today + (self._tomorrow - self._today) * (at % _DAY_S) / _DAY_S
         more = 1.0 + self._wandering() + self._burst(at)
-        ratio: FloatArray = np.maximum(0.0, self._shape.ratio(at) * level * more)
+        ratio: FloatArray = np.maximum(0.0, self._shape.ratio(at + self._begin_s) * level * more)
         return ratio
 
     def block(self, index: int) -> Arrivals:
@@ -297,6 +298,7 @@ class TracedLoad:
         shape: WeekShape,
         *,
         seed: int,
+        begin_s: float = 0.0,
         spread_s: float = 2.0,
     ) -> None:
         """`demand.requests_per_s` is the mean rate of one server at the highest hour. Raises ValueError for
@@ -311,7 +313,7 @@ class TracedLoad:
         self._hosts, self._spread_s = hosts, spread_s
         self._copies = demand.requests_per_s * hosts * self._long_s / at_s.size
         # The course of demand is that of the random load; its requests are not asked for.
-        self._course = WeeklyLoad((), demand, shape, seed=seed)
+        self._course = WeeklyLoad((), demand, shape, seed=seed, begin_s=begin_s)
         self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
 
     def block(self, index: int) -> Arrivals:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import sys
 
 import msgspec
 from cyclopts import App
 from rich.progress import TaskID
 from rich.table import Table
 
+from runtime.cli.experiment_plots import plot_added, plot_paths
 from runtime.cli.printing import Json, console, emit, progress, say
 from runtime.config import ConfigError
+from runtime.experiments.cases import Results, run_all
+from runtime.experiments.polca import NO_CAP, POLCA, Scale, Summary, cases_of, plan, summarise
+from runtime.experiments.report import write_report
 from runtime.experiments.row import (
     CALIBRATION_SEEDS,
     PEAK_RATIO,
@@ -21,6 +27,9 @@ from runtime.experiments.row import (
     row_check,
 )
 from twin.weekly import fitted_on
+
+FIRST_SEED = 11
+"""Of the headline's weeks; those that the row was calibrated on are others."""
 
 experiment = App(
     name="experiment", help="Run the study's row over weeks of simulated time, under the real controller."
@@ -132,3 +141,117 @@ def _print_checks(checks: list[RowCheck]) -> None:
     for check in checks:
         for miss in check.misses() if check.servers == PROVISIONED else ():
             say(f"seed {check.seed}: the row {miss}")
+
+
+QUICK = Scale(
+    headline_seeds=(21,),
+    headline_days=0.2,
+    sweep_seeds=(),
+    begin_s=2 * 86_400 + 15 * 3600,
+)
+"""Wednesday afternoon and evening, in which the week's demand is highest."""
+
+
+@experiment.command
+def polca(
+    *,
+    out: pathlib.Path = pathlib.Path("windrow-polca"),
+    quick: bool = False,
+    seeds: int = 6,
+    sweep_seeds: int = 3,
+    sweep_days: float = 2.0,
+    jobs: int = 0,
+    arrivals: tuple[pathlib.Path, ...] = (),
+    json: Json = False,
+) -> int:
+    """Run POLCA's evaluation: its policy, its baselines and ours, with servers added, slower and lossy paths.
+
+    Each finished run is kept in OUT/runs, and an interrupted experiment goes on from there. Exit status 1
+    with --quick when POLCA brakes at +30 %, or the row without caps does not, or high priority pays for it.
+
+    Parameters
+    ----------
+    out
+        The directory to write to.
+    quick
+        A few hours of +30 % under each policy, to see that all of it works.
+    seeds
+        Weeks of the headline comparison, each under a seed of its own.
+    sweep_seeds
+        Runs at each point of the sweeps, 0 for none.
+    sweep_days
+        Days of each of those, from Wednesday on.
+    jobs
+        Processes; one for each core when left out.
+    arrivals
+        Recorded arrivals in the form of the public Azure traces, in place of random requests.
+    json
+        Print every figure as one line of JSON.
+    """
+    if min(seeds, sweep_days) <= 0 or sweep_seeds < 0 or jobs < 0:
+        raise ConfigError("--seeds and --sweep-days must be above 0, --sweep-seeds and --jobs not below 0")
+    scale = QUICK
+    if not quick:
+        scale = Scale(
+            headline_seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+            sweep_seeds=tuple(range(FIRST_SEED + 100, FIRST_SEED + 100 + sweep_seeds)),
+            sweep_days=sweep_days,
+        )
+    points = plan(scale, tuple(str(path) for path in arrivals))
+    cases = cases_of(points)
+    try:
+        results = Results(out / "runs")
+        with progress("simulated days") as bars:
+            unique = {case.key: case.days for case in cases}
+            bar = bars.add_task("runs", total=round(sum(unique.values())))
+            found = run_all(
+                cases, results, jobs=jobs or os.cpu_count() or 1, told=lambda days: bars.advance(bar, days)
+            )
+        summaries = [summarise(point, found) for point in points]
+        pictures = [*plot_added(summaries, out), *plot_paths(summaries, out)]
+        page = write_report(out, summaries, " ".join(["windrow", *sys.argv[1:]]), pictures)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    headline = [each for each in summaries if each.sweep == "headline"]
+    if json:
+        emit(summaries)
+    else:
+        _print_summaries(headline)
+        say(f"page  {page}")
+    if not quick:
+        return 0
+    wrong = _quick_misses(headline)
+    for miss in wrong:
+        print(miss, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _print_summaries(summaries: list[Summary]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("+30 %", "brakes", "peak", "HP P50", "HP P99", "LP P50", "LP P99", "LP capped", "energy"):
+        table.add_column(title)
+    for each in summaries:
+        latencies = (each.high_p50, each.high_p99, each.low_p50, each.low_p99)
+        table.add_row(
+            each.policy,
+            str(each.brakes),
+            f"{each.peak_ratio:.3f}",
+            *(latency.text("+.2%") for latency in latencies),
+            each.low_capped.text(".0%"),
+            each.energy.text("+.1%"),
+        )
+    console.print(table)
+
+
+def _quick_misses(headline: list[Summary]) -> list[str]:
+    """What must come out of any few busy hours, and did not."""
+    by_name = {each.policy: each for each in headline}
+    polca, no_cap = by_name[POLCA], by_name[NO_CAP]
+    misses = []
+    if polca.brakes or polca.over_budget_s_a_week.mean:
+        misses.append(f"POLCA at +30 % was braked {polca.brakes} times and peaked at {polca.peak_ratio:.3f}")
+    if not no_cap.brakes:
+        misses.append(f"without caps the row was never braked, and peaked at {no_cap.peak_ratio:.3f}")
+    if polca.high_p50.mean >= 0.01:
+        misses.append(f"POLCA made the median of high priority {polca.high_p50.mean:.1%} longer")
+    return misses

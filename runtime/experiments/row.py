@@ -101,14 +101,22 @@ def _setup(servers: int, provisioned: int) -> Setup:
 
 
 def row_load(
-    setup: Setup, seed: int, *, demand: Demand = STUDY_DEMAND, arrivals: Sequence[pathlib.Path] = ()
+    setup: Setup,
+    seed: int,
+    *,
+    begin_s: float = 0.0,
+    demand: Demand = STUDY_DEMAND,
+    arrivals: Sequence[pathlib.Path] = (),
 ) -> Load:
-    """What comes to the row: random requests of the study's mix or, with files of recorded arrivals, those.
-    Each server brings its own. Raises ValueError in words for a file that holds no arrivals."""
+    """What comes to the row from `begin_s` after Monday 00:00 on: random requests of the study's mix or, with
+    files of recorded arrivals, those. Each server brings its own. Raises ValueError in words for a file that
+    holds no arrivals."""
     hosts, shape = setup.site.rows[0].hosts, shipped_week().shape
     if arrivals:
-        return TracedLoad(len(hosts), *_recorded(tuple(arrivals)), demand, shape, seed=seed)
-    return WeeklyLoad([host.priority for host in hosts], demand, shape, seed=seed)
+        recorded = _recorded(tuple(arrivals))
+        return TracedLoad(len(hosts), *recorded, demand, shape, seed=seed, begin_s=begin_s)
+    priorities = [host.priority for host in hosts]
+    return WeeklyLoad(priorities, demand, shape, seed=seed, begin_s=begin_s)
 
 
 _recorded = functools.cache(read_arrivals)
@@ -232,8 +240,7 @@ def row_check(
     assert taken == warm  # a block
     row.forget()
     while spikes.steps < steps:
-        course = row.course_w()
-        spikes.take(course[: steps - spikes.steps])
+        spikes.take(row.course_w(steps - spikes.steps))
         told(spikes.steps / steps)
     totals = row.settle()
     return RowCheck(

@@ -1,0 +1,135 @@
+"""Pictures of an experiment: what more servers cost under each policy, and how POLCA bears a worse path."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib as mpl
+
+from runtime.experiments.polca import POLCA, Figure, Summary
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+_INK = {
+    POLCA: "#1f5f8b",
+    "POLCA with forecast": "#16817a",
+    "POLCA in band": "#8e44ad",
+    "POLCA proportional": "#c27c0e",
+    "1-Thresh-Low-Pri": "#c27c0e",
+    "1-Thresh-All": "#777777",
+    "No-cap": "#b04a3a",
+}
+_MARK = {POLCA: "o", "POLCA with forecast": "s", "POLCA in band": "D"}
+_LATENCIES = (
+    ("high_p50", "high priority, P50", 0.01, "published"),
+    ("high_p99", "high priority, P99", 0.05, "recalled"),
+    ("low_p50", "low priority, P50", 0.05, "recalled"),
+    ("low_p99", "low priority, P99", 0.5, "recalled"),
+)
+
+
+def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Brakes and latency against the servers added, a line for each policy; files and captions. Nothing
+    where nothing was swept."""
+    rows = [each for each in summaries if each.sweep == "added servers"]
+    if not rows:
+        return []
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    _lines(axes, rows, "brakes_a_week", 1.0)
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(-0.2, None)
+    axes.set_ylabel("power brakes a week")
+    axes.set_xlabel("servers added to a row provisioned for 40 (%)")
+    axes.set_title("How often the row was braked", loc="left")
+    axes.legend(frameon=False, ncols=2)
+    figure.savefig(folder / "brakes.png", dpi=130)
+    plt.close(figure)
+
+    figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
+    for axes, (field, title, bound, source) in zip(grid.flat, _LATENCIES, strict=True):
+        _lines(axes, rows, field, 100.0)
+        highest = max(getattr(each, field).mean for each in rows if each.policy.startswith("POLCA")) * 100
+        top = max(bound * 115, highest * 1.3) if highest > bound * 25 else highest * 1.3
+        axes.set_ylim(-0.04 * max(top, 0.1), max(top, 0.1))
+        if bound * 100 < top:
+            axes.axhline(bound * 100, color="black", lw=0.8, ls="--")
+        axes.set_title(f"{title}; objective: below {bound:.0%} ({source})", loc="left", fontsize=10)
+        axes.set_ylabel("longer than uncapped (%)")
+    for axes in grid[1]:
+        axes.set_xlabel("servers added (%)")
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(folder / "latency.png", dpi=130)
+    plt.close(figure)
+    return [
+        ("brakes.png", "Power brakes a week against servers added, by policy"),
+        ("latency.png", "Latency against servers added, by policy and priority"),
+    ]
+
+
+def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple[str, str]]:
+    """How POLCA bears other thresholds, a slower or lossy path and more power: its peak and latency."""
+    sweeps = ("thresholds", "out-of-band latency", "lost commands", "workload power")
+    chosen = {
+        sweep: [each for each in summaries if each.sweep == sweep and each.policy == POLCA]
+        for sweep in sweeps
+    }
+    if not all(chosen.values()):
+        return []
+    figure, grid = plt.subplots(2, 4, figsize=(13, 5.6), sharey="row", layout="constrained")
+    for column, sweep in enumerate(sweeps):
+        rows = chosen[sweep]
+        places = range(len(rows))
+        peak, slow = grid[0, column], grid[1, column]
+        peak.plot(places, [each.peak_ratio for each in rows], "o-", color=_INK[POLCA])
+        peak.axhline(1.0, color="black", lw=0.8)
+        for place, each in zip(places, rows, strict=True):
+            word = f"{each.brakes} brakes" if each.brakes != 1 else "1 brake"
+            peak.annotate(
+                word, (place, each.peak_ratio), (0, 7), textcoords="offset points", ha="center", fontsize=8
+            )
+        for field, name, colour in (
+            ("low_p50", "low, P50", "#c27c0e"),
+            ("high_p50", "high, P50", _INK[POLCA]),
+        ):
+            values = [getattr(each, field) for each in rows]
+            slow.errorbar(
+                list(places), [v.mean * 100 for v in values], [(v.half or 0.0) * 100 for v in values],
+                fmt="o-", capsize=3, color=colour, label=name,
+            )  # fmt: skip
+        peak.set_title(sweep, loc="left")
+        slow.set_xticks(list(places), [each.setting for each in rows], rotation=25, ha="right")
+        peak.set_xticks([])
+        peak.margins(x=0.15, y=0.25)
+        slow.margins(x=0.15)
+    grid[0, 0].set_ylabel("highest 2 s mean, of budget")
+    grid[1, 0].set_ylabel("longer than uncapped (%)")
+    grid[1, 0].legend(frameon=False)
+    figure.savefig(folder / "paths.png", dpi=130)
+    plt.close(figure)
+    return [("paths.png", "POLCA at +30 %: peak and latency under other thresholds, paths and power")]
+
+
+def _lines(axes: Axes, rows: Sequence[Summary], field: str, scale: float) -> None:
+    for policy in dict.fromkeys(each.policy for each in rows):
+        mine = [each for each in rows if each.policy == policy]
+        values: list[Figure] = [getattr(each, field) for each in mine]
+        axes.errorbar(
+            [_added(each) for each in mine],
+            [value.mean * scale for value in values],
+            [(value.half or 0.0) * scale for value in values],
+            label=policy,
+            color=_INK.get(policy),
+            marker=_MARK.get(policy, "x"),
+            ms=5,
+            lw=1.5,
+            capsize=3,
+            alpha=0.9,
+        )
+
+
+def _added(each: Summary) -> float:
+    return float(each.setting.strip("+ %"))

@@ -1,0 +1,202 @@
+"""POLCA's evaluation as a whole: a few busy hours of it, what is kept of it, and what it is made of."""
+
+import csv
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from runtime.cli.app import run
+from runtime.cli.experiment_plots import plot_added, plot_paths
+from runtime.experiments.cases import Case, Result, Results, run_all, run_case
+from runtime.experiments.polca import (
+    ADDED,
+    NO_CAP,
+    POLCA,
+    POLICIES,
+    STUDIED,
+    Figure,
+    Scale,
+    Summary,
+    cases_of,
+    figure,
+    plan,
+    servers_at,
+    summarise,
+)
+from runtime.experiments.report import as_csv, facts, table, write_report
+from runtime.experiments.row import row_setup
+
+SMALL = Scale(headline_seeds=(1, 2), headline_days=0.02, sweep_seeds=(3,), sweep_days=0.01)
+
+
+def case(seed: int = 1, **changes: object) -> Case:
+    made = Case(servers=8, policy=POLICIES[POLCA], days=0.02, seed=seed, begin_s=60_000)
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`windrow experiment polca --quick`, which judges itself."""
+    out = tmp_path_factory.mktemp("quick")
+    assert run(["experiment", "polca", "--quick", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_few_busy_hours_hold_what_the_study_says(quick: Path) -> None:
+    rows = list(csv.DictReader((quick / "results.csv").read_text().splitlines()))
+    by_name = {row["policy"]: row for row in rows}
+    assert set(by_name) == set(STUDIED)
+    assert {int(row["servers"]) for row in rows} == {52}
+    assert int(by_name[POLCA]["brakes"]) == 0
+    assert float(by_name[POLCA]["peak_ratio"]) < 1.0
+    assert int(by_name[NO_CAP]["brakes"]) > 0
+    assert float(by_name[NO_CAP]["peak_ratio"]) > 1.0  # 0.79 × 1.30 = 1.027
+    assert float(by_name[POLCA]["high_p50"]) < 0.01
+    assert float(by_name[POLCA]["energy"]) < -0.02
+    page = (quick / "README.md").read_text()
+    assert "| power brakes under POLCA in six weeks | 0 | secondary | 0 in" in page
+    assert "recalled" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_is_finished_is_not_run_again(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("run again")
+
+    monkeypatch.setattr("runtime.experiments.cases.concurrent.futures.ProcessPoolExecutor", refuse)
+    before = (quick / "results.csv").read_bytes()
+    assert run(["experiment", "polca", "--quick", "--out", str(quick)]) == 0
+    assert (quick / "results.csv").read_bytes() == before
+
+
+def test_a_run_is_known_by_everything_that_decides_it() -> None:
+    same = case(policy=msgspec.structs.replace(POLICIES[POLCA], name="another file"))
+    assert same.key == case().key
+    others = [
+        case(seed=2), case(servers=10), case(days=0.03), case(power_ratio=1.05), case(policy=None),
+        case(policy=POLICIES[NO_CAP]), case(begin_s=0),
+    ]  # fmt: skip
+    assert len({case().key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    first = run_case(case())
+    results.put(first)
+    assert msgspec.structs.replace(first, cpu_s=0.0) == msgspec.structs.replace(run_case(case()), cpu_s=0.0)
+    told: list[float] = []
+    found = run_all([case(), case(seed=2)], results, jobs=1, told=told.append)
+    assert found[case().key] == first
+    assert sum(told) == pytest.approx(0.04)
+    assert results.get(case(seed=2)) == found[case(seed=2).key]
+    (tmp_path / f"{case().key}.json").write_text("{")
+    assert results.get(case()) is None
+
+
+def test_the_uncapped_run_has_the_same_requests_and_nothing_else_in_common_with_control() -> None:
+    held, free = run_case(case()), run_case(case().uncapped)
+    assert free.said.commands == {}
+    assert held.said.commands["LockClocks"] > 0
+    assert sum(free.capped_host_s.values()) == 0.0
+    assert free.seconds == held.seconds
+    assert sum(held.done.values()) == pytest.approx(sum(free.done.values()), rel=0.05)
+
+
+def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
+    points = plan(Scale(headline_seeds=(11,), sweep_seeds=(1, 2, 3)))
+    sweeps = {point.sweep for point in points}
+    assert sweeps == {
+        "headline", "added servers", "workload power", "thresholds", "out-of-band latency", "lost commands",
+    }  # fmt: skip
+    added = [point for point in points if point.sweep == "added servers"]
+    assert len(added) == len(ADDED) * len(POLICIES)
+    assert {len(point.cases) for point in added} == {3}
+    keys = {each.key for each in cases_of(points)}
+    assert all(each.uncapped.key in keys for each in cases_of(points))
+    for point in points:  # every policy may run on its row
+        for each in point.cases:
+            assert each.policy is not None
+            assert each.policy.unfit_for(row_setup(each.servers).site.rows[0]) == ()
+
+
+def test_servers_are_added_in_pairs() -> None:
+    assert [servers_at(added) for added in ADDED] == [40, 44, 48, 52, 56, 60]
+    assert all(servers_at(added) % 2 == 0 for added in range(51))
+
+
+def test_a_figure_has_its_confidence_over_seeds() -> None:
+    found = figure([0.01, 0.02, 0.03])
+    assert found.mean == pytest.approx(0.02)
+    assert found.half == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
+    assert found.text("+.1%") == "+2.0% ± 2.5%"
+    assert figure([0.5]) == Figure(0.5, None)
+
+
+def summary(**changes: object) -> Summary:
+    zero = Figure(0.0, 0.0)
+    made = Summary(
+        sweep="headline", setting="+30 %", policy=POLCA, servers=52, runs=6, days=42.0, brakes=0,
+        brakes_a_week=zero, braked_s_a_week=zero, over_budget_s_a_week=zero, trips=0, peak_ratio=0.95,
+        mean_ratio=Figure(0.85, None), high_p50=zero, high_p99=zero, low_p50=zero, low_p99=zero,
+        high_tokens=zero, low_tokens=zero, energy=zero, high_capped=zero, low_capped=zero,
+        commands_a_week=zero,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_a_miss_is_called_a_miss() -> None:
+    rows = [summary(brakes=2, high_p50=Figure(0.02, None)), summary(policy=NO_CAP, peak_ratio=1.03)]
+    found = {fact.what: fact for fact in facts(rows)}
+    assert not found["power brakes under POLCA in six weeks"].held
+    assert not found["P50 latency, high priority"].held
+    assert not found["a row without caps brakes"].held
+    assert not rows[0].meets
+    assert summary().meets
+    assert {fact.source for fact in found.values()} == {"published", "secondary", "recalled", "ours"}
+
+
+def test_the_report_has_every_point(tmp_path: Path) -> None:
+    """All sweeps, a few minutes each, on rows too small to say anything."""
+    points = plan(SMALL)
+    one = run_case(case())
+    results: dict[str, Result] = {each.key: one for each in cases_of(points)}
+    summaries = [summarise(point, results) for point in points]
+    pictures = [*plot_added(summaries, tmp_path), *plot_paths(summaries, tmp_path)]
+    assert [file for file, _ in pictures] == ["brakes.png", "latency.png", "paths.png"]
+    page = write_report(tmp_path, summaries, "windrow experiment polca", pictures).read_text()
+    assert all(
+        f"## {sweep.capitalize()}" in page for sweep in ("added servers", "thresholds", "lost commands")
+    )
+    rows = list(csv.DictReader(as_csv(summaries).splitlines()))
+    assert len(rows) == len(points)
+    assert all(row["high_p50_ci95"] for row in rows if row["sweep"] == "headline")
+    assert table(summaries).count("\n") == len(points) + 2
+    assert all((tmp_path / file).stat().st_size > 10_000 for file, _ in pictures)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["polca", "--sweep-days", "0"], "--sweep-days must be above 0"),
+        (["row-check", "--weeks", "0"], "--weeks 0: must be above 0"),
+        (["row-check", "--weeks", "0.01", "--arrivals", os.devnull], "has no column"),
+        (["fit-week", os.devnull], "has no columns hour_of_week"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    tokens: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["experiment", *tokens]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
