@@ -3,11 +3,13 @@
 `NAME.csv` has one row a second: the engine's counters beside what nvidia-smi showed. `NAME.result.json` is
 what the load generator made of it. The name says what neither of them does: `background_MODEL_N` and
 `advisor_..._MODEL_N__PROMPTS` are runs of up to N answers at once; those of the second family were prefilled
-in chunks (their counters show it: answers go on while prompts are worked off).
+in chunks (their counters show it: answers go on while prompts are worked off). A name that says none, or more
+than there were requests, leaves as many as ever ran at once.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -41,6 +43,7 @@ CHUNKED = "advisor_"
 
 _RESULT = ".result.json"
 _SHORTEST_S = 20.0
+_APART_S = (0.5, 1.5)
 _QUIET_AFTER_S = 4.0
 _ANSWERS = re.compile(r"_(\d+)(?:__\d+)?$")
 
@@ -50,14 +53,15 @@ class RunsError(ValueError):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What of a result file is used. Times in seconds or milliseconds, as their names say."""
+    """What of a result file is used. Times in seconds or milliseconds, as their names say; `request_rate`
+    is requests per second, infinite where all were there from the start."""
 
     model_id: str
     duration: float
     completed: int
     total_input_tokens: int
     total_output_tokens: int
-    request_rate: float | str
+    request_rate: float
     mean_ttft_ms: float
     median_ttft_ms: float
     mean_tpot_ms: float
@@ -96,7 +100,7 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def at_once(self) -> bool:
         """Whether all requests were there from the start."""
-        return float(self.result.request_rate) == math.inf
+        return self.result.request_rate == math.inf
 
     @property
     def mean_w(self) -> float:
@@ -126,7 +130,7 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
             columns.append(np.maximum(1.0, np.round(rng.permutation(lengths) * total / lengths.sum())))
         at = np.zeros(count)
         if not self.at_once:
-            at = np.cumsum(rng.exponential(1.0 / float(result.request_rate), count))
+            at = np.cumsum(rng.exponential(1.0 / result.request_rate, count))
         return Requests(at, *columns)
 
 
@@ -141,17 +145,18 @@ def read_runs(folder: Path) -> Folder:
     """Every run of the folder. Raises RunsError, with all that is wrong, where there is none."""
     if not folder.is_dir():
         raise RunsError(f"{folder}: no such folder of runs")
-    tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
+    seen = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    tables = [path for path in seen if path.suffix == ".csv"]
     stems = {path.stem for path in tables}
-    alone = {
-        path.name.removesuffix(_RESULT) for path in folder.iterdir() if path.name.endswith(_RESULT)
-    } - stems
+    alone = {path.name.removesuffix(_RESULT) for path in seen if path.name.endswith(_RESULT)} - stems
     found = Folder([], [f"{name}{_RESULT}: no {name}.csv beside it" for name in sorted(alone)])
     for path in tables:
         try:
             found.runs.append(read_run(path))
         except RunsError as error:
             found.problems.append(str(error))
+        except OSError as error:
+            found.problems.append(f"{path.name}: cannot be read: {error.strerror}")
     if not tables:
         found.problems.append(f"{folder}: holds no run; a run is NAME.csv with NAME{_RESULT} beside it")
     if not found.runs:
@@ -179,14 +184,15 @@ def read_run(path: Path) -> RecordedRun:
     power = table["gpu_power_w"]
     quiet = (time > time[last] + _QUIET_AFTER_S) & (busy == 0)
     chunked = path.stem.startswith(CHUNKED)
-    stated = _ANSWERS.search(path.stem)
+    named = _ANSWERS.search(path.stem)
+    stated = int(named[1]) if named else 0
     most = int(table["num_requests_running"].max())
     return RecordedRun(
         name=path.stem,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
         llm=llm,
         result=result,
-        max_answers=max(most, int(stated[1])) if stated else most,
+        max_answers=max(most, stated) if stated <= result.completed else most,
         chunked=chunked,
         time_s=time[inside],
         running=table["num_requests_running"][inside],
@@ -205,15 +211,24 @@ def _result(path: Path) -> tuple[Result, Llm]:
     if not beside.exists():
         raise RunsError(f"{path.name}: no {beside.name} beside it")
     try:
-        result = msgspec.convert(json.loads(beside.read_bytes()), Result)
+        # Not strict: counts may be written as whole floats, and rates as text ("inf").
+        result = msgspec.convert(json.loads(beside.read_bytes()), Result, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
         raise RunsError(f"{beside.name}: {error}") from error
-    for field in ("duration", "completed", "total_input_tokens", "total_output_tokens"):
-        if not getattr(result, field) > 0:
-            raise RunsError(f"{beside.name}: {field} = {getattr(result, field)}: must be above zero")
-    rate = result.request_rate
-    if rate != "inf" and (isinstance(rate, str) or not rate > 0.0):
-        raise RunsError(f'{beside.name}: request_rate = {rate!r}: must be "inf" or requests per second')
+
+    def holds(field: str, right: bool, must: str) -> None:
+        if not right:
+            raise RunsError(f"{beside.name}: {field} = {getattr(result, field)}: must be {must}")
+
+    holds("duration", 0.0 < result.duration < math.inf, "a number of seconds above zero")
+    holds("completed", result.completed > 0, "above zero")
+    for field in ("total_input_tokens", "total_output_tokens"):
+        holds(
+            field, getattr(result, field) >= result.completed, f"one a request ({result.completed}) or more"
+        )
+    holds("request_rate", result.request_rate > 0.0, '"inf" or requests per second')
+    for field in ("mean_ttft_ms", "median_ttft_ms", "mean_tpot_ms", "median_tpot_ms"):
+        holds(field, 0.0 <= getattr(result, field) < math.inf, "a number of milliseconds, zero or above")
     try:
         return result, llm_named(result.model_id)
     except UnknownModel as error:
@@ -222,20 +237,20 @@ def _result(path: Path) -> tuple[Result, Llm]:
 
 def _table(path: Path) -> Mapping[str, FloatArray]:
     """The columns of a CSV that are used, each finite and as long as the others."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+    text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()
+    lines = list(csv.reader(text.splitlines()))
+    header = [cell.strip() for cell in lines[0]] if lines else []
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise RunsError(f"{path.name}: no column {', '.join(missing)}; columns read are {', '.join(COLUMNS)}")
     places = [header.index(name) for name in COLUMNS]
     rows = np.empty((len(lines) - 1, len(COLUMNS)))
-    for number, line in enumerate(lines[1:]):
-        cells = line.split(",")
+    for number, cells in enumerate(lines[1:]):
         try:
             rows[number] = [float(cells[place]) for place in places]
         except (ValueError, IndexError):
             raise RunsError(
-                f"{path.name}: line {number + 2}: not a number for each column: {line[:80]!r}"
+                f"{path.name}: line {number + 2}: not a number for each column: {','.join(cells)[:80]!r}"
             ) from None
     if not np.isfinite(rows).all():
         line, column = np.argwhere(~np.isfinite(rows))[0]
@@ -243,6 +258,9 @@ def _table(path: Path) -> Mapping[str, FloatArray]:
     table = dict(zip(COLUMNS, rows.T, strict=True))
     if rows.shape[0] < 2 or (np.diff(table["time_s"]) <= 0).any():
         raise RunsError(f"{path.name}: time_s: must rise from row to row, over at least two rows")
+    apart = float(np.median(np.diff(table["time_s"])))
+    if not _APART_S[0] <= apart <= _APART_S[1]:
+        raise RunsError(f"{path.name}: time_s: rows are {apart:g} s apart, and must be about 1 s")
     if not (table["gpu_power_w"] >= 0).all() or not table["gpu_power_w"].any():
         raise RunsError(f"{path.name}: gpu_power_w: must be at or above 0 W, and not always 0")
     return table

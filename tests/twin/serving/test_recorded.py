@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +99,59 @@ def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
     run.write_text(whole)
 
     edit(run, duration=0.0)
-    assert said(run) == f"{run.stem}.result.json: duration = 0.0: must be above zero"
+    assert said(run) == f"{run.stem}.result.json: duration = 0.0: must be a number of seconds above zero"
+    edit(run, duration=math.inf)
+    assert "duration = inf: must be a number of seconds" in said(run)
+    edit(run, duration=40.0, mean_ttft_ms=math.nan)
+    assert "mean_ttft_ms = nan: must be a number of milliseconds, zero or above" in said(run)
+    edit(run, mean_ttft_ms=1000.0, total_output_tokens=399)
+    assert "total_output_tokens = 399: must be one a request (400) or more" in said(run)
+    edit(run, total_output_tokens=52_400)
     edit(run, duration=40.0, request_rate="often")
-    assert "request_rate = 'often': must be \"inf\" or requests per second" in said(run)
+    assert "Expected `float`, got `str` - at `$.request_rate`" in said(run)
+    edit(run, request_rate=0)
+    assert 'request_rate = 0.0: must be "inf" or requests per second' in said(run)
     edit(run, request_rate="inf", model_id="frob-9b")
     assert "model_id: model 'frob-9b': its shape is not known" in said(run)
     run.with_name(f"{run.stem}.result.json").write_text('{"duration": 3')
     assert said(run).startswith(f"{run.stem}.result.json: ")
     run.with_name(f"{run.stem}.result.json").unlink()
     assert said(run) == f"{name}: no {run.stem}.result.json beside it"
+
+
+def test_a_table_may_be_written_in_other_ways(run: Path) -> None:
+    whole, read = run.read_text(), read_run(run)
+    quoted = "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in whole.splitlines())
+    further = "\n".join(f"{line},x" for line in whole.splitlines())
+    for other in (whole.replace("\n", "\r\n"), "\ufeff" + whole, whole + "\n\n", quoted, further):
+        run.write_bytes(other.encode())
+        assert (read_run(run).power_w == read.power_w).all()
+        assert read_run(run).idle_w == read.idle_w
+    edit(run, completed=400.0, request_rate="Infinity", duration=round(read.result.duration, 1))
+    assert read_run(run).result.completed == 400
+    assert read_run(run).at_once
+
+
+def test_rows_that_are_not_a_second_apart_are_refused(run: Path) -> None:
+    text = lines(run)
+    run.write_text("\n".join([text[0], *text[1::3]]))
+    assert said(run) == f"{run.name}: time_s: rows are 3 s apart, and must be about 1 s"
+
+
+def test_answers_at_once_are_those_of_the_name_where_it_says_them(run: Path) -> None:
+    most = int(read_run(run).running.max())
+    for stem, answers in (("background_llama-2-7b_64", 64), ("tuesday", most), ("tuesday_20250221", most)):
+        other = run.with_name(f"{stem}.csv")
+        other.write_text(run.read_text())
+        result = run.with_name(f"{run.stem}.result.json").read_text()
+        run.with_name(f"{stem}.result.json").write_text(result)
+        assert read_run(other).max_answers == answers
+
+
+def test_what_is_no_run_and_no_table_is_passed_over(run: Path) -> None:
+    (run.parent / "._background_llama-2-7b_16.csv").write_bytes(b"\0\5")
+    (run.parent / "old.csv").mkdir()
+    assert read_runs(run.parent).problems == []
 
 
 def test_a_run_without_load_is_refused(run: Path) -> None:
