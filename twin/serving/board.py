@@ -36,6 +36,8 @@ PROMPT_CLOCK_SHARE = 0.9
 ANSWER_CLOCK_SHARE = 0.15
 """Share of a token's time that follows the clock: reading memory does not."""
 
+_RESTS_APART = 0.15  # the recorded boards rest within 9 % of their median (our choice)
+
 FEATURES = ("prefill_s", "prompt_token_s", "decode_s", "answer_s", "context_token_s", "chunk_token_s")
 """The coefficients of a `Pace`, in the order of the columns of `work`."""
 
@@ -162,8 +164,12 @@ class ServingFit(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def gain(self, idle_w: float | None) -> float:
-        """A board's power over the fitted one's, from what it draws at rest; 1 where that is not known."""
-        return 1.0 if idle_w is None else math.pow(idle_w / self.idle_w, self.idle_exponent)
+        """A board's power over the fitted one's, from what it draws at rest; 1 where that is not known, or
+        further from the fitted one's than boards differ: then it rested in another state (no model in
+        memory), or is another kind of board."""
+        if idle_w is None or not abs(idle_w / self.idle_w - 1.0) <= _RESTS_APART:
+            return 1.0
+        return math.pow(idle_w / self.idle_w, self.idle_exponent)
 
 
 def engine_limits(llm: Llm, kv_tokens: int, max_answers: int, *, chunked: bool) -> EngineLimits:

@@ -5,6 +5,8 @@ Shapes are those of the models' published configurations; weights and cache are 
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 _BYTES = 2
@@ -74,11 +76,13 @@ LLMS: dict[str, Llm] = {
 }
 """Models by the name that recordings use, lower case."""
 
+_TUNED = re.compile(r"(-(hf|chat|instruct|v0\.\d))+$")
+
 
 def llm_named(name: str) -> Llm:
-    """The model of that name, upper case or a folder before it disregarded. Raises UnknownModel."""
-    short = name.rstrip("/").rpartition("/")[2].lower()
-    for suffix in ("", "-hf", "-chat", "-chat-hf", "-instruct", "-v0.1", "-v0.3"):
-        if short.endswith(suffix) and (known := LLMS.get(short.removesuffix(suffix))):
-            return known
+    """The model of that name; upper case, a folder before it, its maker and how it was tuned disregarded.
+    Raises UnknownModel."""
+    short = name.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-")
+    if known := LLMS.get(_TUNED.sub("", short)):
+        return known
     raise UnknownModel(f"model {name!r}: its shape is not known; known are {', '.join(LLMS)}")

@@ -53,6 +53,9 @@ def test_a_board_that_draws_more_at_rest_draws_more_at_work_unless_its_clock_is_
     course = course_of(batch=8)
     usual, hungry = KNOWN.watts(course, LLAMA), KNOWN.watts(course, LLAMA, idle_w=126.5)
     assert hungry == pytest.approx(usual * 1.1**0.6)
+    for other in (0.0, 70.0, 180.0):
+        strange = KNOWN.watts(course, LLAMA, idle_w=other)
+        assert (strange == usual).all(), "no board differs so much: it rested without a model, or is no H100"
     locked = KNOWN.watts(course, LLAMA, clock_ratio=0.8, idle_w=91.0)
     assert locked == pytest.approx(KNOWN.watts(course, LLAMA, clock_ratio=0.8))
 
@@ -64,9 +67,19 @@ def test_a_model_that_was_never_measured_is_served_as_its_shape_says() -> None:
     assert fit.kv_tokens == int((60e9 - 2 * 8.03e9) / (4 * 32 * 1024))
 
 
-@pytest.mark.parametrize("name", ["/models/Llama-2-7b-hf", "llama-2-7b", "meta/llama-2-7b-chat-hf"])
-def test_a_model_is_known_by_the_name_that_recordings_use(name: str) -> None:
-    assert llm_named(name).name == "llama-2-7b"
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("/models/Llama-2-7b-hf", "llama-2-7b"),
+        ("llama-2-7b", "llama-2-7b"),
+        ("meta/llama-2-7b-chat-hf", "llama-2-7b"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
+        ("facebook/opt-6.7b", "opt-6.7b"),
+    ],
+)
+def test_a_model_is_known_by_the_name_that_recordings_use(name: str, model: str) -> None:
+    assert llm_named(name).name == model
 
 
 def test_a_model_of_unknown_shape_is_refused_by_name() -> None:
