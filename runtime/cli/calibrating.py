@@ -12,6 +12,7 @@ from rich.table import Table
 
 from runtime.cli.calibrating_plant import clocks, training
 from runtime.cli.fidelity_plot import plot_fidelity
+from runtime.cli.out_folder import PICTURES, writable
 from runtime.cli.printing import Json, console, emit, progress, say
 from runtime.config import ConfigError
 from runtime.whole_file import put
@@ -69,6 +70,7 @@ def _serving(
     source: str,
     licence: str,
 ) -> int:
+    writable(out)
     made: Calibration | None = None
     with progress("fits") as bar:
         task = bar.add_task("reading", total=8)
@@ -81,7 +83,6 @@ def _serving(
             else:
                 made = word
     assert made is not None
-    out.parent.mkdir(parents=True, exist_ok=True)
     put(out, written(made))
     for line in _in_words(made.fit):
         say(line)
@@ -121,7 +122,7 @@ def fidelity(
 
     A run is predicted from what was asked, the engine's settings and what the board drew at rest. Runs that
     the coefficients were fitted to are predicted by coefficients fitted without them. Exit status 1 when
-    some of what the folder holds could not be read; the rest is judged.
+    some of what the folder holds could not be judged; the rest is.
 
     Parameters
     ----------
@@ -136,23 +137,29 @@ def fidelity(
     json
         Print the answer as one line of JSON.
     """
+    if plot is not None:
+        writable(plot, PICTURES)
+    coefficients = _calibration(calibration)
     with _for_operators():
         recordings, problems = read_runs(runs)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    coefficients = _calibration(calibration)
-    pairs = []
+    judged, pairs = [], []
     with progress("runs") as bar:
         task = bar.add_task("serving", total=len(recordings))
-        for pair in compare(recordings, coefficients, seed=seed):
-            pairs.append(pair)
+        for run in recordings:
+            try:
+                pairs.append(compare(run, coefficients, seed=seed))
+                judged.append(run)
+            except RunsError as error:
+                problems.append(str(error))
             bar.advance(task)
-    found = report(pairs)
+    if not pairs:
+        raise ConfigError("\n".join(problems))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    found = report(pairs, coefficients, problems)
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        shown = _most_telling(recordings)
-        fit = coefficients.fit_for(shown.digest)
-        predicted = Served.of(shown, fit, seed=seed).power(shown.idle_w)
+        shown = _most_telling(judged)
+        predicted = Served.of(shown, coefficients.fit_for(shown), seed=seed).power(shown.idle_w)
         plot_fidelity(found, shown.name, recorded(shown).power_w, predicted.power_w, plot)
     if json:
         emit(found)
@@ -198,6 +205,11 @@ def _print(found: Report) -> None:
         cells = (f"{over[name]:.1%}" if name in over else "-" for name, _ in _SHOWN)
         table.add_row(title, "", *cells, style="bold")
     console.print(table)
+    known = sum(run.fitted for run in found.runs)
+    say(
+        f"{len(found.runs)} runs, predicted by the coefficients of an {found.sku}; {known} of them were "
+        "fitted to, each of which was predicted by a fit without it"
+    )
     say("errors relative to what was recorded; ramps: as a share of the board's power limit")
     for name, goal in GOALS.items():
         title = dict(_SHOWN)[name]

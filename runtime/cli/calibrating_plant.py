@@ -8,6 +8,7 @@ import pathlib
 from rich.table import Table
 
 from runtime.cli.calibration_plots import plot_clocks, plot_training
+from runtime.cli.out_folder import PICTURES, writable
 from runtime.cli.printing import Json, console, emit, say
 from runtime.config import ConfigError
 from runtime.whole_file import put
@@ -37,6 +38,9 @@ def training(
     json
         Print the errors as one line of JSON.
     """
+    writable(out)
+    if plot is not None:
+        writable(plot, PICTURES)
     try:
         made = training_fit.calibrate(data)
         found = training_fidelity.report(data)
@@ -81,6 +85,9 @@ def clocks(
     json
         Print the errors as one line of JSON.
     """
+    writable(out)
+    if plot is not None:
+        writable(plot, PICTURES)
     try:
         made = clock_fit.calibrate(data)
         found = clock_fidelity.report(data)

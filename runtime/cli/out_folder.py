@@ -1,7 +1,8 @@
-"""The folder that a simulated run leaves its ledger, recording and pictures in."""
+"""Where commands leave what they made: folders for simulated runs, files for coefficients and pictures."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from runtime.config import ConfigError
@@ -21,3 +22,20 @@ def emptied(out: pathlib.Path) -> pathlib.Path:
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     return out
+
+
+PICTURES = (".png", ".svg", ".pdf")
+"""How a picture's file may end."""
+
+
+def writable(out: pathlib.Path, endings: tuple[str, ...] = ()) -> None:
+    """See, before the work of minutes, that its result can be put there, and make the folder. Raises
+    ConfigError."""
+    if endings and out.suffix.lower() not in endings:
+        raise ConfigError(f"{out}: must end in {', '.join(endings)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out.parent}: cannot be made: {error.strerror}") from error
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"{out}: cannot be written{': it is a folder' * out.is_dir()}")

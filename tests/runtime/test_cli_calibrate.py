@@ -36,7 +36,12 @@ def test_runs_that_nobody_has_seen_are_judged_by_what_ships(
     assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["runs"]) == 10
+    assert answer["sku"] == "H100-SXM5-64GB"
+    assert answer["goals"]["energy_j"] == 0.02
+    assert answer["problems"] == []
     one = answer["runs"][0]
+    assert not one["fitted"]
+    assert one["idle_w"] == pytest.approx(115.0, abs=2.0)
     assert one["errors"]["mean_w"] == pytest.approx(
         one["predicted"]["mean_w"] / one["recorded"]["mean_w"] - 1
     )
@@ -68,8 +73,10 @@ def test_what_is_wrong_with_the_runs_is_said_a_line_each(
     table.write_text(table.read_text().replace("gpu_power_w", "watts", 1))
     assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 1
     said = capsys.readouterr()
-    assert len(json.loads(said.out)["runs"]) == 8, "the rest is judged"
+    answer = json.loads(said.out)
+    assert len(answer["runs"]) == 8, "the rest is judged"
     told = said.err.splitlines()
+    assert answer["problems"] == told
     assert told[0] == "advisor_llama-2-7b_2.csv: no advisor_llama-2-7b_2.result.json beside it"
     assert told[1].startswith("background_llama-2-7b_2.csv: no column gpu_power_w")
     out = tmp_path / "no.json"
@@ -78,6 +85,36 @@ def test_what_is_wrong_with_the_runs_is_said_a_line_each(
     assert not out.exists()
     assert run(["twin", "fidelity", "--runs", str(tmp_path)]) == 2
     assert "holds no run; a run is NAME.csv with NAME.result.json beside it" in capsys.readouterr().err
+
+
+def test_a_run_that_the_board_cannot_have_served_leaves_the_others_judged(
+    runs: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = runs / "background_llama-2-7b_2.result.json"
+    result.write_text(result.read_text().replace("llama-2-7b", "opt-30b"))
+    assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 1
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["runs"]) == 9
+    assert said.err.startswith("background_llama-2-7b_2.csv: one H100-SXM5-64GB cannot serve opt-30b")
+    for path in runs.iterdir():
+        if not path.name.startswith("background_llama-2-7b_2."):
+            path.unlink()
+    assert run(["twin", "fidelity", "--runs", str(runs), "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    runs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["twin", "fidelity", "--runs", str(runs), "--plot", str(tmp_path / "x.txt")]) == 2
+    assert "x.txt: must end in .png, .svg, .pdf" in capsys.readouterr().err
+    assert run(["calibrate", "serving", "--runs", str(runs), "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be written: it is a folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    for part in ("training", "clocks"):
+        out = tmp_path / "file" / "coefficients.json"
+        assert run(["calibrate", part, "--data", str(tmp_path), "--out", str(out)]) == 2
+        assert "file: cannot be made" in capsys.readouterr().err
 
 
 def test_a_calibration_that_is_none_is_refused(

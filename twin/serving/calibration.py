@@ -33,13 +33,19 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     folds: tuple[ServingFit, ...]
     left_out: dict[str, int]
 
-    def fit_for(self, sha256: str) -> ServingFit:
+    def fold_of(self, run: RecordedRun) -> int | None:
+        """The fold that left a run out, None for a run of elsewhere. A run is known by its file's digest, and
+        by its name too: one that was written anew (other line ends, a further column) is still that run."""
+        for name, digest in self.provenance.files.items():
+            if digest == run.digest or name == f"{run.name}.csv":
+                return self.left_out[name]
+        return None
+
+    def fit_for(self, run: RecordedRun) -> ServingFit:
         """The fit that predicts a run without having seen it: its fold's, or for a run of elsewhere the
         whole one."""
-        for name, digest in self.provenance.files.items():
-            if digest == sha256:
-                return self.folds[self.left_out[name]]
-        return self.fit
+        fold = self.fold_of(run)
+        return self.fit if fold is None else self.folds[fold]
 
 
 def calibrate(

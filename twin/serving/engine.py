@@ -106,12 +106,11 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 
 def serve(requests: Requests, limits: EngineLimits, pace: Pace) -> Course:
     """The course of `requests` through one engine. Raises ValueError for a request that can never fit."""
-    most = limits.kv_tokens * (1.0 - _WATERMARK)
+    most = limits.kv_tokens * (1.0 - _WATERMARK) - BLOCK  # what a request holds is rounded up to blocks
     if requests.prompt.size and float((requests.prompt + requests.output).max()) > most:
-        longest = (requests.prompt + requests.output).max()
-        raise ValueError(
-            f"a request of {longest:.0f} tokens does not fit into a KV cache of {limits.kv_tokens} tokens"
-        )
+        longest, room = (requests.prompt + requests.output).max(), limits.kv_tokens
+        left = f"a KV cache of {room} tokens" if room > 0 else "a memory that the weights alone overfill"
+        raise ValueError(f"a request of {longest:.0f} tokens does not fit into {left}")
     return _Replica(requests, limits, pace).run()
 
 

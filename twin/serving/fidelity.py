@@ -8,7 +8,7 @@ them out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +18,7 @@ from schemas.units import FloatArray
 from twin.serving.board import ServingFit
 from twin.serving.calibration import Calibration
 from twin.serving.engine import Course, serve
-from twin.serving.recorded import RecordedRun
+from twin.serving.recorded import RecordedRun, RunsError
 from twin.serving.sensor import average
 
 RAMP_S = (2, 10, 40)
@@ -60,13 +60,17 @@ RAMPS = ("ramp_2s_w", "ramp_10s_w", "ramp_40s_w")
 
 
 class RunFidelity(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: recorded against predicted. `errors` are relative to the recorded value; a ramp's is a share
-    of the board's power limit, since an even run has none."""
+    """One run: recorded against predicted. `fitted`: the coefficients were fitted to this run among others,
+    so that those of a fit without it predicted it. `errors` are relative to the recorded value; a ramp's is a
+    share of the board's power limit, since an even run has none."""
 
     name: str
     model: str
     max_answers: int
+    chunked: bool
     clock_mhz: float
+    idle_w: float | None
+    fitted: bool
     recorded: Figures
     predicted: Figures
     errors: dict[str, float | None]
@@ -74,37 +78,44 @@ class RunFidelity(msgspec.Struct, frozen=True, kw_only=True):
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All runs, and the median and 90th percentile of each error's size over them. `medians_unknown_board`:
-    the same, had nobody read the boards' power at rest."""
+    the medians, had nobody read the boards' power at rest. `sku` is the board that is predicted, `problems`
+    a line for each thing that could not be judged."""
 
+    sku: str
     runs: tuple[RunFidelity, ...]
     medians: dict[str, float]
     p90: dict[str, float]
     medians_unknown_board: dict[str, float]
+    goals: dict[str, float]
+    problems: tuple[str, ...]
 
 
 GOALS = {"energy_j": 0.02, "p99_w": 0.03, "ttft_mean_s": 0.05, "tpot_mean_s": 0.05}
 """The errors to stay within, as medians over runs left out of the fit."""
 
 
-def compare(
-    runs: Sequence[RecordedRun], calibration: Calibration, *, seed: int
-) -> Iterator[tuple[RunFidelity, RunFidelity]]:
-    """Each run's fidelity, with its board's rest known and not known."""
-    for run in runs:
-        fit = calibration.fit_for(run.digest)
-        served = Served.of(run, fit, seed=seed)
-        known, unknown = served.power(run.idle_w), served.power(None)
-        yield _fidelity(run, fit, known), _fidelity(run, fit, unknown)
+def compare(run: RecordedRun, calibration: Calibration, *, seed: int) -> tuple[RunFidelity, RunFidelity]:
+    """A run's fidelity, with its board's rest known and not known. Raises RunsError for a run that the board
+    cannot have served."""
+    served = Served.of(run, calibration.fit_for(run), seed=seed)
+    fitted = calibration.fold_of(run) is not None
+    known, unknown = served.power(run.idle_w), served.power(None)
+    return _fidelity(served, known, fitted=fitted), _fidelity(served, unknown, fitted=fitted)
 
 
-def report(pairs: Sequence[tuple[RunFidelity, RunFidelity]]) -> Report:
+def report(
+    pairs: Sequence[tuple[RunFidelity, RunFidelity]], calibration: Calibration, problems: Sequence[str] = ()
+) -> Report:
     """The report over what `compare` gave."""
     known = tuple(pair[0] for pair in pairs)
     return Report(
+        sku=calibration.fit.sku,
         runs=known,
         medians=_over(known, 0.5),
         p90=_over(known, 0.9),
         medians_unknown_board=_over([pair[1] for pair in pairs], 0.5),
+        goals=GOALS,
+        problems=tuple(problems),
     )
 
 
@@ -130,11 +141,14 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, run: RecordedRun, fit: ServingFit, *, seed: int) -> Served:
-        """The run, served by the engine that the fit describes."""
+        """The run, served by the engine that the fit describes. Raises RunsError where that cannot be."""
         ratio = min(1.0, run.clock_mhz / fit.max_mhz)
         requests = run.request_list(np.array(fit.prompt_shape), np.array(fit.output_shape), seed)
         limits = fit.limits(run.llm, run.max_answers, chunked=run.chunked)
-        course = serve(requests, limits, fit.at_clock(fit.model(run.llm).pace, ratio))
+        try:
+            course = serve(requests, limits, fit.at_clock(fit.model(run.llm).pace, ratio))
+        except ValueError as error:
+            raise RunsError(f"{run.name}.csv: one {fit.sku} cannot serve {run.llm.name}: {error}") from error
         first, last = course.end_s[course.first], course.end_s[course.last]
         several = requests.output > 1
         return cls(
@@ -156,9 +170,14 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
         return Measurement(
             readings * (1.0 + self.fit.noise_ratio * rng.standard_normal(readings.size)),
             float(end[-1]),
-            (float(self.ttft_s.mean()), float(np.median(self.ttft_s))),
-            (float(self.tpot_s.mean()), float(np.median(self.tpot_s))),
+            _mean_and_median(self.ttft_s),
+            _mean_and_median(self.tpot_s),
         )
+
+
+def _mean_and_median(seconds: FloatArray) -> tuple[float, float]:
+    """Zero where no answer had a second token, as load generators put it."""
+    return (float(seconds.mean()), float(np.median(seconds))) if seconds.size else (0.0, 0.0)
 
 
 def recorded(run: RecordedRun) -> Measurement:
@@ -198,7 +217,8 @@ def _ramp(power: FloatArray, lag: int) -> float | None:
     return float(np.quantile(np.abs(power[lag:] - power[:-lag]), _RAMP_QUANTILE))
 
 
-def _fidelity(run: RecordedRun, fit: ServingFit, predicted: Measurement) -> RunFidelity:
+def _fidelity(served: Served, predicted: Measurement, *, fitted: bool) -> RunFidelity:
+    run, limit_w = served.run, served.fit.limit_w
     was, said = figures(recorded(run)), figures(predicted)
     errors: dict[str, float | None] = {}
     for name in QUANTITIES:
@@ -206,12 +226,15 @@ def _fidelity(run: RecordedRun, fit: ServingFit, predicted: Measurement) -> RunF
         if true is None or guess is None or not true:
             errors[name] = None
         else:
-            errors[name] = (guess - true) / (fit.limit_w if name in RAMPS else true)
+            errors[name] = (guess - true) / (limit_w if name in RAMPS else true)
     return RunFidelity(
         name=run.name,
         model=run.llm.name,
         max_answers=run.max_answers,
+        chunked=run.chunked,
         clock_mhz=run.clock_mhz,
+        idle_w=run.idle_w,
+        fitted=fitted,
         recorded=was,
         predicted=said,
         errors=errors,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 from support.counterparts import shared_data
@@ -11,6 +14,7 @@ from twin.provenance import written
 from twin.serving.calibration import FOLDS, Calibration, CalibrationError, calibrate, read, stored
 from twin.serving.fidelity import GOALS, compare, report
 from twin.serving.fit import H100_64GB, fit
+from twin.serving.llm import LLMS
 from twin.serving.recorded import RecordedRun, RunsError, read_runs
 
 MANY = [
@@ -65,11 +69,15 @@ def test_each_run_is_predicted_by_a_fit_that_did_not_see_it(
     runs: list[RecordedRun], made: Calibration
 ) -> None:
     for run in runs:
-        assert made.fit_for(run.digest) is made.folds[made.left_out[f"{run.name}.csv"]]
-    assert made.fit_for("0" * 64) is made.fit
+        assert made.fit_for(run) is made.folds[made.left_out[f"{run.name}.csv"]]
+    elsewhere = msgspec.structs.replace(runs[0], name="elsewhere", digest="0" * 64)
+    assert made.fit_for(elsewhere) is made.fit
+    renamed = msgspec.structs.replace(runs[0], name="elsewhere")
+    rewritten = msgspec.structs.replace(runs[0], digest="0" * 64)
+    assert made.fit_for(renamed) == made.fit_for(rewritten) == made.fit_for(runs[0]) != made.fit
     fold = made.left_out[f"{runs[0].name}.csv"]
     others = [run for run in runs if made.left_out[f"{run.name}.csv"] != fold]
-    assert made.fit_for(runs[0].digest) == fit(others, H100_64GB, seed=1)
+    assert made.fit_for(runs[0]) == fit(others, H100_64GB, seed=1)
 
 
 def test_a_calibration_survives_its_file(made: Calibration) -> None:
@@ -79,21 +87,40 @@ def test_a_calibration_survives_its_file(made: Calibration) -> None:
 
 
 def test_runs_of_the_twin_itself_are_predicted_closely(runs: list[RecordedRun], made: Calibration) -> None:
-    found = report(list(compare(runs, made, seed=1)))
+    found = report([compare(run, made, seed=1) for run in runs], made)
+    assert all(run.fitted for run in found.runs)
     assert found.medians["energy_j"] < 0.015
     assert found.medians["tpot_mean_s"] < 0.02
     assert found.medians_unknown_board["mean_w"] > found.medians["mean_w"], "a board's rest tells of its gain"
 
 
 def test_errors_are_of_what_was_recorded_and_signed(runs: list[RecordedRun], made: Calibration) -> None:
-    (pair,) = compare(runs[:1], made, seed=1)
-    run = pair[0]
+    run, _ = compare(runs[0], made, seed=1)
     wrong = (run.predicted.mean_w - run.recorded.mean_w) / run.recorded.mean_w
     assert run.errors["mean_w"] == pytest.approx(wrong)
     ramp = run.errors["ramp_2s_w"]
     assert run.recorded.ramp_2s_w is not None
     assert run.predicted.ramp_2s_w is not None
     assert ramp == pytest.approx((run.predicted.ramp_2s_w - run.recorded.ramp_2s_w) / KNOWN.limit_w)
+
+
+def test_a_board_that_cannot_hold_the_model_says_so(runs: list[RecordedRun], made: Calibration) -> None:
+    large = msgspec.structs.replace(runs[0], llm=LLMS["opt-30b"])
+    with pytest.raises(
+        RunsError, match=r"one H100-SXM5-64GB cannot serve opt-30b: .* the weights alone overfill"
+    ):
+        compare(large, made, seed=1)
+
+
+def test_answers_of_one_token_have_no_time_between_tokens(tmp_path: Path, made: Calibration) -> None:
+    path = record_run(tmp_path, "llama-2-7b", 8)
+    beside = path.with_name(f"{path.stem}.result.json")
+    result = msgspec.json.decode(beside.read_bytes())
+    result |= {"total_output_tokens": result["completed"], "mean_tpot_ms": 0.0, "median_tpot_ms": 0.0}
+    beside.write_bytes(msgspec.json.encode(result))
+    run, _ = compare(read_runs(tmp_path).runs[0], made, seed=1)
+    assert run.predicted.tpot_mean_s == run.predicted.tpot_median_s == 0.0
+    assert run.errors["tpot_mean_s"] is None
 
 
 # ---- what ships ----
@@ -122,16 +149,32 @@ def test_what_ships_is_what_the_command_makes_and_meets_its_goals_on_runs_left_o
             was, now = getattr(model.pace, field), getattr(again.models[name].pace, field)
             assert now == pytest.approx(was, rel=1e-3)
     assert again.base_w == pytest.approx(shipped.fit.base_w, rel=1e-3)
-    found = report(list(compare(recordings, shipped, seed=1)))
+    found = report([compare(run, shipped, seed=1) for run in recordings], shipped)
     for name, goal in GOALS.items():
         assert found.medians[name] <= goal, name
     assert np.median([abs(run.errors["duration_s"] or 0.0) for run in found.runs]) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_model_whose_runs_were_all_left_out_is_told_from_its_shape() -> None:
+    recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
+    judged = [run for run in recordings if run.llm.name == "llama-2-7b"]
+    blind = msgspec.structs.replace(
+        stored(), fit=fit([run for run in recordings if run.llm.name != "llama-2-7b"], H100_64GB, seed=1)
+    )
+    strange = [msgspec.structs.replace(run, name="elsewhere", digest="0" * 64) for run in judged]
+    found = report([compare(run, blind, seed=1) for run in strange], blind)
+    assert not any(run.fitted for run in found.runs)
+    assert found.medians["energy_j"] < 0.03
+    assert found.medians["p99_w"] < 0.06
+    assert found.medians["tpot_mean_s"] < 0.06
 
 
 def test_the_three_locked_runs_agree_with_the_clock_axis() -> None:
     recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
     locked = [run for run in recordings if run.clock_mhz < 1700]
     assert len(locked) == 3
-    found = report(list(compare(locked, stored(), seed=1)))
+    found = report([compare(run, stored(), seed=1) for run in locked], stored())
     assert max(abs(run.errors["mean_w"] or 1.0) for run in found.runs) < 0.04
     assert max(abs(run.errors["duration_s"] or 1.0) for run in found.runs) < 0.05

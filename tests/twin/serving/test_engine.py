@@ -72,6 +72,12 @@ def test_a_full_cache_puts_the_newest_answer_back_and_prefills_it_again() -> Non
 def test_a_request_that_can_never_fit_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="a request of 5000 tokens does not fit into a KV cache of 4000"):
         serve(asked((4000, 1000)), EngineLimits(max_answers=1, kv_tokens=4_000, step_tokens=4096), PACE)
+    with pytest.raises(
+        ValueError, match="a request of 3956 tokens"
+    ):  # in whole blocks it is more than is given
+        serve(asked((3955, 1)), EngineLimits(max_answers=1, kv_tokens=4_000, step_tokens=4096), PACE)
+    with pytest.raises(ValueError, match="does not fit into a memory that the weights alone overfill"):
+        serve(asked((10, 10)), EngineLimits(max_answers=1, kv_tokens=-3_000, step_tokens=4096), PACE)
 
 
 def test_an_engine_with_nothing_to_do_waits_for_the_next_request() -> None:
