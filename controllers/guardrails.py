@@ -16,7 +16,8 @@ In this order, per host:
   - the host was loosened within the last `dwell_ms`; and one step of its ladder at a time;
   - as many hosts as `blast_ratio` allows were loosened already: within `blast_window_ms` for steps
     from one cap to a looser one, within `dwell_ms` for hosts that come back from a brake, an outage
-    or a start, which is their staggering. High priority goes first.
+    or a start, which is their staggering. High priority goes first: while one of its hosts waits its turn
+    no step of low priority takes one, however often that has had its own.
 
 A held host keeps what it was last seen to obey or was asked to; one that is at its safe share, or was
 never asked anything, is left out of the decision and stays there.
@@ -50,13 +51,17 @@ class Pace:
         returned_since = now - rails.dwell_ms
         self.stepped = {path for path, control in view.hosts.items() if control.stepped_at > stepped_since}
         self.returned = {path for path, control in view.hosts.items() if control.returned_at > returned_since}
+        self._first_waits = False
 
-    def takes(self, host: str, *, returning: bool) -> bool:
-        """Whether this host may be loosened now; if so it is counted."""
+    def takes(self, host: Host, *, returning: bool) -> bool:
+        """Whether this host may be loosened now; if so it is counted. Ask for high priority first."""
         counted = self.returned if returning else self.stepped
-        if host not in counted and len(counted) >= self.limit:
+        first = host.priority == "high"
+        full = host.path not in counted and len(counted) >= self.limit
+        if full or (self._first_waits and not first and not returning):
+            self._first_waits = self._first_waits or (first and not returning)
             return False
-        counted.add(host)
+        counted.add(host.path)
         return True
 
 
@@ -256,7 +261,7 @@ def _paced(
     if not returning and now - max(control.stepped_at, control.returned_at) < rails.dwell_ms:
         said.append(f"loosened less than {rails.dwell_ms / SECOND:g} s ago, the next step waits")
         return _kept(wish, control, now, asked=asked)
-    if not pace.takes(host.path, returning=returning):
+    if not pace.takes(host, returning=returning):
         window = f"{rails.dwell_ms / SECOND:g} s" if returning else f"{rails.blast_window_ms / MINUTE:g} min"
         said.append(f"waits its turn, {pace.limit} of {pace.total} hosts may be loosened within {window}")
         return _kept(wish, control, now, asked=asked)

@@ -304,3 +304,21 @@ def test_the_comparison_run_without_control_has_no_pacing_but_respects_people() 
 def test_a_small_row_can_always_ease_by_at_least_one_host(low: int, high: int, limit: int) -> None:
     loop = Loop(capped_row(low, high), DEFAULT_POLICY)
     assert len(look(loop, 0, 0.5)[1]) == limit
+
+
+def test_low_priority_takes_no_step_while_high_priority_waits_its_turn() -> None:
+    """Low priority that steps up and down has its turn already, and would keep it for ever."""
+    loop = holding(1110, 1305)
+    stepped = [lock(path, T0 - 2 * MINUTE, 1275, lease_ms=HOUR) for path in LOW]
+    back = [lock(path, T0 - 70 * SECOND, 1110, lease_ms=HOUR) for path in LOW]
+    for locks in (stepped, back):
+        loop.state = fold(loop.state, [*locks, *(word(Verified, each, each.at) for each in locks)])
+    in_mode(loop, "T2b")
+    decision, sent = look(loop, 0, 0.8)
+    assert decision.mode == "T1"
+    assert sent == {}
+    assert {s.max_mhz for s in decision.desired if s.target in LOW} == {1110}
+    assert {s.max_mhz for s in decision.desired if s.target in HIGH} == {1305}
+    for t in range(2, 180, 2):
+        assert look(loop, t, 0.8)[1] == {}
+    assert look(loop, 182, 0.8)[1] == dict.fromkeys(HIGH, 1410), "its turn, once low priority's has passed"
