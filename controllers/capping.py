@@ -20,6 +20,23 @@ Steps to a looser mode are at least `guardrails.dwell_ms` apart, and wait that l
 and until every host that is coming back is back, since a row whose hosts are held down draws little.
 Beats that stay away for longer than a reading may be old are an outage, and so is a restart.
 
+``proportional`` has a ladder of eight caps between U and the strictest, each of which takes about as much
+power off a row as the next: five of low priority alone down to low_t2, then three of high priority down to
+high_t2.
+
+====  ==================================  =====================================================  ====
+mode  entered                             left                                                   caps
+====  ==================================  =====================================================  ====
+U     at the start                        p > t1.enter → P1, p > t2.enter → as P                 none
+P1…8  see U                               p > t2.enter → up by the excess over t2.enter, one     rung
+                                          rung per `RUNG_RATIO` or part of it; p < t2.leave →
+                                          down by one; P1: p < t1.leave → U
+B     as above                            as above → P8                                          brake
+====  ==================================  =====================================================  ====
+
+What is on its way already counts: until all hosts obey, the excess is that over the power at which the last
+step up was decided. So a slow path is not asked for the same watts twice, and what rises meanwhile is.
+
 The baselines use the same modes: one threshold steps U ↔ T2a (low priority only) or U ↔ T2b
 (everyone); ``no_cap`` knows U and B; ``off`` only U.
 
@@ -41,12 +58,14 @@ from typing import NamedTuple
 import msgspec
 
 from controllers.base import Refusal, Requirements
+from controllers.clock_table import Clocks
 from controllers.policy import Band, CappingPolicy, Variant
 from controllers.view import HostControl, View
 from schemas.commands import FailDirection, Path
 from schemas.decisions import Decision, Setting
 from schemas.forecasts import PeakForecast
 from schemas.instants import SECOND, Instant, Span
+from schemas.skus import Sku
 from schemas.topology import Host, Priority, Row
 
 BOUND_COVERAGE_RATIO = 0.5
@@ -61,6 +80,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
     `p` decides the brake; `peak` decides the caps: the larger of `p` and, in `polca_forecast`, the
     forecast peak. `landed`: every low-priority host has its step in force. `calm`: the brake may go.
+    `provided`: the power that caps on their way were asked for; 0 where none are (`proportional`).
     """
 
     p: float
@@ -68,6 +88,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     landed: bool = False
     calm: bool = False
     failover: bool = False
+    provided: float = 0.0
 
 
 Test = Callable[[Look, CappingPolicy], bool]
@@ -81,7 +102,16 @@ class Rule(NamedTuple):
     target: str
 
 
-STRICTNESS = {"U": 0, "T1": 1, "T2a": 2, "T2b": 3, "B": 4}
+LADDER = ("U", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8")
+"""The modes of `proportional`, loosest first."""
+
+_LOW_RUNGS = 5  # of the ladder, those that cap low priority alone; the rest go on with high priority
+
+RUNG_RATIO = 0.015
+"""What a rung takes off a row, as a share of its budget, or a little less: the ladder then climbs a little
+further than it must (derived from the twin's A100 row: the low step of 300 MHz takes some 9 %)."""
+
+STRICTNESS = {"U": 0, "T1": 1, "T2a": 2, "T2b": 3, "B": 9, **{mode: i for i, mode in enumerate(LADDER)}}
 
 STEPS: dict[str, dict[Priority, str]] = {
     "U": {"low": "max", "high": "max"},
@@ -91,6 +121,27 @@ STEPS: dict[str, dict[Priority, str]] = {
     "B": {"low": "brake", "high": "brake"},
 }
 """Mode → priority → entry of the board's clocks."""
+
+
+def clock_of(clocks: Clocks, sku: Sku, mode: str, priority: Priority) -> int:
+    """The ceiling (MHz) that a mode asks of a board: an entry of its table or, on the ladder, as many parts
+    of the way from its highest clock to its strictest cap, rounded down to what it supports."""
+    if mode not in LADDER[1:]:
+        clock: int = getattr(clocks, STEPS[mode][priority])
+        return clock
+    rung = LADDER.index(mode)
+    if priority == "low":
+        strictest, part = clocks.low_t2, min(rung / _LOW_RUNGS, 1.0)
+    else:
+        strictest, part = clocks.high_t2, max(rung - _LOW_RUNGS, 0) / (len(LADDER) - 1 - _LOW_RUNGS)
+    return sku.round_down(clocks.max - part * (clocks.max - strictest))
+
+
+def caps(mode: str, priority: Priority) -> bool:
+    """Whether a mode holds this priority below its highest clock."""
+    if mode in LADDER[1:]:
+        return priority == "low" or LADDER.index(mode) > _LOW_RUNGS
+    return STEPS[mode][priority] != "max"
 
 
 def _over_t1(look: Look, policy: CappingPolicy) -> bool:
@@ -139,8 +190,7 @@ def _calm(look: Look, policy: CappingPolicy) -> bool:
     return look.calm
 
 
-_CAPS = ("U", "T1", "T2a", "T2b")
-_BRAKE = Rule((*_CAPS, "B"), _over_brake, "B")
+_BRAKE = Rule(tuple(STRICTNESS), _over_brake, "B")
 
 _POLCA = (
     _BRAKE,
@@ -165,12 +215,13 @@ TABLES: dict[Variant, tuple[Rule, ...]] = {
     ),
     "no_cap": (_BRAKE, Rule(("B",), _calm, "U")),
     "off": (),
+    "proportional": (_BRAKE, Rule(("B",), _calm, LADDER[-1])),
 }  # fmt: skip
 """The first rule that fits is taken; none: the mode stays."""
 
 SAFE_MODE: dict[Variant, str] = {
     "polca": "T2b", "polca_forecast": "T2b", "one_threshold_low": "T2a", "one_threshold_all": "T2b",
-    "no_cap": "U", "off": "U",
+    "no_cap": "U", "off": "U", "proportional": LADDER[-1],
 }  # fmt: skip
 """Each variant's strictest caps, where telemetry that stays away leads."""
 
@@ -180,7 +231,32 @@ def step(mode: str, look: Look, policy: CappingPolicy) -> str:
     for rule in TABLES[policy.variant]:
         if mode in rule.modes and rule.test(look, policy):
             return rule.target
-    return mode
+    return _rung(mode, look, policy) if policy.variant == "proportional" and mode in LADDER else mode
+
+
+def _rung(mode: str, look: Look, policy: CappingPolicy) -> str:
+    """Where on the ladder a row goes from here."""
+    rung = LADDER.index(mode)
+    if look.peak > policy.t2.enter:
+        excess = look.peak - max(policy.t2.enter, look.provided)
+        rung += max(0, math.ceil(excess / RUNG_RATIO))
+    elif look.peak < policy.t2.leave and rung > 1:
+        rung -= 1
+    elif look.peak < policy.t1.leave:
+        rung = 0
+    elif look.peak > policy.t1.enter:
+        rung = max(rung, 1)
+    return LADDER[min(rung, len(LADDER) - 1)]
+
+
+_TO_LADDER = {"T1": "P3", "T2a": "P5", "T2b": "P8"}
+
+
+def taken_over(mode: str, variant: Variant) -> str:
+    """The mode in which a variant goes on from another's: none that is looser."""
+    if variant == "proportional":
+        return _TO_LADDER.get(mode, mode)
+    return SAFE_MODE[variant] if mode in LADDER[1:] else mode
 
 
 def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> Decision:
@@ -189,7 +265,7 @@ def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> D
     Raises Uncalibrated for a board without a clock table; `policy.unfit_for(row)` says so before a start.
     """
     last = view.last
-    mode, since = (last.mode, last.since) if last is not None else ("U", now)
+    mode, since = (taken_over(last.mode, policy.variant), last.since) if last is not None else ("U", now)
     notes = dict(last.notes) if last is not None else {}
     if last is not None and (now - last.at > policy.hold_ms or last.source != source):
         # Nobody looked meanwhile, so no time of calm or dwell has passed.
@@ -215,6 +291,8 @@ def decide(view: View, policy: CappingPolicy, now: Instant, *, source: str) -> D
             notes["eased_at"] = str(now)
     if target != mode:
         since = now
+        if target in LADDER and look is not None and STRICTNESS[target] > STRICTNESS[mode]:
+            notes["provided"] = str(look.peak)
     forecast = _forecast(view, policy, now)
     causes = (view.rollup, forecast, *failover)
     return Decision(
@@ -353,7 +431,25 @@ def _look(
         landed=mode == "T2a" and _memo(view, "landed", lambda: str(landed(view, policy, now))) == "True",
         calm=calm,
         failover=failover,
+        provided=float(notes["provided"]) if _on_its_way(view, policy, now, notes) else 0.0,
     )
+
+
+def _on_its_way(view: View, policy: CappingPolicy, now: Instant, notes: dict[str, str]) -> bool:
+    """Whether caps that a step up the ladder asked for are yet to be obeyed by more hosts than may lag."""
+    if policy.variant != "proportional" or "provided" not in notes:
+        return False
+    return _memo(view, "arrived", lambda: str(_arrived(view, policy, now))) == "False"
+
+
+def _arrived(view: View, policy: CappingPolicy, now: Instant) -> bool:
+    obey = 0
+    for host in view.row.hosts:
+        control = view.control(host.path)
+        asked = control.lock.asked
+        settled = asked is None or asked.renews or gave_up(control, policy, now)
+        obey += settled or host.path in view.released
+    return obey >= policy.landed_ratio * len(view.row.hosts)
 
 
 def _too_soon(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: dict[str, str]) -> str:
@@ -522,7 +618,7 @@ def _doing(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: di
         f"{priority} priority ({len(hosts)} hosts) to {_clocks(policy, mode, hosts)} "
         f"({_obey(view, policy, now, mode, hosts)})"
         for priority, hosts in groups.items()
-        if hosts and STEPS[mode][priority] != "max"
+        if hosts and caps(mode, priority)
     ]
     if mode == "T2a" and policy.variant.startswith("polca") and groups["high"]:
         parts.append("high priority waits until that has landed")
@@ -547,8 +643,7 @@ def _clocks(policy: CappingPolicy, mode: str, hosts: Sequence[Host]) -> str:
 
 
 def _clock(policy: CappingPolicy, mode: str, host: Host) -> int:
-    clock: int = getattr(policy.clocks_of(host.sku), STEPS[mode][host.priority])
-    return clock
+    return clock_of(policy.clocks_of(host.sku), host.sku, mode, host.priority)
 
 
 def _spike(view: View, policy: CappingPolicy, mode: str, look: Look) -> str:

@@ -21,10 +21,11 @@ from schemas.toml_tables import NotToml, Table, read_toml
 from schemas.topology import Host, Row
 
 Variant: TypeAlias = Literal[
-    "polca", "polca_forecast", "one_threshold_low", "one_threshold_all", "no_cap", "off"
+    "polca", "polca_forecast", "proportional", "one_threshold_low", "one_threshold_all", "no_cap", "off"
 ]  # fmt: skip
 """``polca`` the state table as published; ``polca_forecast`` the same, stepping up on the forecast peak
-too; ``one_threshold_low`` and ``one_threshold_all`` the study's baselines; ``no_cap`` the brake alone;
+too; ``proportional`` climbs a ladder of finer caps, by as much as the power is above its threshold;
+``one_threshold_low`` and ``one_threshold_all`` the study's baselines; ``no_cap`` the brake alone;
 ``off`` grants headroom to everyone, without brake and without guardrails: for comparison runs only."""
 
 # A field's type carries what it takes in the operator's words.

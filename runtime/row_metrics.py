@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from controllers.capping import LADDER
 from schemas.commands import Brake, Command, LockClocks
 from schemas.decisions import Decision
 from schemas.emergencies import Emergency, EmergencyKind
@@ -28,7 +29,7 @@ read back yet. ``fallen_back``: its lease lapsed or was released, so it is at it
 found. ``unknown``: nothing was read back yet, or the last command failed."""
 
 _SETTINGS: tuple[Setting, ...] = get_args(Setting)
-_MODES = ("U", "T1", "T2a", "T2b", "B")
+_MODES = ("U", "T1", "T2a", "T2b", *LADDER[1:], "B")
 _KINDS: tuple[EmergencyKind, ...] = get_args(EmergencyKind)
 _REMEMBERED = 4_096  # commands of a row without an answer; older ones are lost, and counted without a type
 

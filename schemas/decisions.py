@@ -27,7 +27,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Decision(Event, frozen=True, kw_only=True, tag=True):
     """One look at a row; subject is the row, cause the messages it rests on.
 
-    `mode` is the policy's state after this look (U, T1, T2a, T2b, B), the input of the next one.
+    `mode` is the policy's state after this look (U, T1, T2a, T2b, B; P1 to P8 of the variant
+    `proportional`), the input of the next one.
     `since` is when the mode was entered. `refusal` is the sentence why the policy would not decide;
     then `desired` keeps what is in force. `shortfall_w` is how much the row is above what the
     policy can still bring down. `overruled` names wishes that lost to a guardrail, a pin or a

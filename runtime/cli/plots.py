@@ -9,6 +9,7 @@ from typing import Protocol
 import matplotlib as mpl
 import numpy as np
 
+from controllers.capping import LADDER
 from controllers.policy import CappingPolicy
 from runtime.rehearsal import Rehearsed
 from schemas.instants import MINUTE
@@ -23,7 +24,7 @@ from matplotlib.axes import Axes
 
 _INK = {"no control": "#b04a3a", "POLCA": "#1f5f8b"}
 _GREY = "#777777"
-_MODES = ("U", "T1", "T2a", "T2b", "B")
+_MODES = ("U", "T1", "T2a", "T2b", *LADDER[1:], "B")
 _TROUBLE = ("#c27c0e", "#8e44ad", "#16817a")
 
 
@@ -125,8 +126,9 @@ def plot_rehearsal(rehearsed: Rehearsed, history: History, row: Row, path: pathl
 
     entered = [((at - rehearsed.began) / MINUTE, name) for at, name in rehearsed.modes]
     at_min, names = zip(*entered, (ends_min, entered[-1][1]), strict=True)
-    mode.step(at_min, [_MODES.index(name) for name in names], where="post", color="#b04a3a", lw=1.2)
-    mode.set_yticks(range(len(_MODES)), _MODES)
+    shown = [name for name in _MODES if name in names or name not in LADDER[1:]]
+    mode.step(at_min, [shown.index(name) for name in names], where="post", color="#b04a3a", lw=1.2)
+    mode.set_yticks(range(len(shown)), shown)
     mode.set_ylabel("mode")
     for column, name, ink in (
         (history.high_mhz, "high priority", "#1f5f8b"),

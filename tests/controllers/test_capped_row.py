@@ -221,7 +221,7 @@ def seen_as(kind: float | str, now: int) -> list[PowerRollup]:
         st.tuples(st.one_of(USABLE, UNUSABLE), ANSWERS, st.integers(1, 40)), min_size=1, max_size=40
     ),
     variant=st.sampled_from(
-        ["polca", "polca_forecast", "one_threshold_low", "one_threshold_all", "no_cap", "off"]
+        ["polca", "polca_forecast", "proportional", "one_threshold_low", "one_threshold_all", "no_cap", "off"]
     ),
     inflight=st.sampled_from(["one_outstanding_latest_wins", "reissue"]),
     uncap=st.sampled_from(["staged", "both_below_T2"]),
@@ -232,16 +232,14 @@ def test_nothing_is_loosened_or_renewed_on_unknown_power(
     switches = Switches(inflight=inflight, uncap_rule=uncap)  # type: ignore[arg-type]
     loop = Loop(ROW8, CappingPolicy(variant=variant, path="in_band", switches=switches))
     now, known_at = T0, None
+    heard: float | str = "silent"
     for kind, answer, beats in story:
         now += beats * 2 * SECOND
         events = seen_as(kind, now)
         known_at = now if isinstance(kind, float) else known_at
+        heard = heard if kind == "silent" else kind  # silence leaves what was last heard
         decision, commands = loop.tick(now, events)
-        unknown = (
-            known_at is None
-            or (kind != "silent" and not isinstance(kind, float))
-            or now - known_at > 10 * SECOND
-        )
+        unknown = known_at is None or not isinstance(heard, float) or now - known_at > 10 * SECOND
         assert bool(decision.refusal) == unknown
         if unknown:
             view = loop.look(now)

@@ -7,12 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controllers.capping import STRICTNESS, Look, step
+from controllers.capping import (
+    LADDER,
+    RUNG_RATIO,
+    SAFE_MODE,
+    STRICTNESS,
+    Look,
+    caps,
+    clock_of,
+    step,
+    taken_over,
+)
 from controllers.policy import DEFAULT_POLICY, CappingPolicy, Switches, Variant
+from schemas.skus import SKUS
+from schemas.topology import Priority
 
 E = 1e-9
 MODES = list(STRICTNESS)
 CAPS = ["U", "T1", "T2a", "T2b"]
+A100 = SKUS["A100-SXM4-80GB"]
+FINE = CappingPolicy(variant="proportional")
 
 
 def after(mode: str, p: float, policy: CappingPolicy = DEFAULT_POLICY, **seen: bool) -> str:
@@ -78,6 +92,7 @@ def test_a_failing_ups_brakes_at_any_power(mode: str) -> None:
         ("one_threshold_low", "T2a"),
         ("one_threshold_all", "T2b"),
         ("no_cap", "U"),
+        ("proportional", "P8"),
     ],
 )
 def test_a_brake_that_is_let_go_leaves_the_strictest_caps_of_its_variant(variant: Variant, caps: str) -> None:
@@ -133,3 +148,68 @@ def test_more_power_never_leads_to_a_looser_mode(p: float, mode: str, landed: bo
     here = STRICTNESS[after(mode, p, landed=landed, calm=calm)]
     above = STRICTNESS[after(mode, p + 0.01, landed=landed, calm=calm)]
     assert above >= here
+
+
+@pytest.mark.parametrize(
+    ("mode", "p", "target"),
+    [
+        ("U", 0.80, "U"),
+        ("U", 0.80 + E, "P1"),
+        ("P1", 0.75, "P1"),
+        ("P1", 0.75 - E, "U"),
+        ("P1", 0.84 - E, "P1"),
+        ("P4", 0.84 - E, "P3"),
+        ("P4", 0.75 - E, "P3"),
+        ("P4", 0.84, "P4"),
+        ("P4", 0.89, "P4"),
+        ("P4", 0.89 + E, "P5"),
+        ("U", 0.89 + E, "P1"),
+        ("P2", 0.89 + 2 * RUNG_RATIO - E, "P4"),
+        ("P2", 0.89 + 2 * RUNG_RATIO + E, "P5"),
+        ("P7", 0.99, "P8"),
+        ("P8", 0.89, "P8"),
+    ],
+)
+def test_the_ladder_is_climbed_by_the_excess_and_left_by_the_rung(mode: str, p: float, target: str) -> None:
+    assert after(mode, p, FINE) == target
+
+
+def test_what_is_on_its_way_is_not_asked_for_again_and_what_rises_meanwhile_is() -> None:
+    assert step("P3", Look(p=0.92, peak=0.92, provided=0.92), FINE) == "P3"
+    assert step("P3", Look(p=0.91, peak=0.91, provided=0.92), FINE) == "P3"
+    assert step("P3", Look(p=0.925, peak=0.925, provided=0.92), FINE) == "P4"
+    assert step("P3", Look(p=0.96, peak=0.96, provided=0.92), FINE) == "P6"
+
+
+def test_each_rung_is_stricter_than_the_one_below_and_high_priority_is_last() -> None:
+    clocks = FINE.clocks_of(A100)
+    low = [clock_of(clocks, A100, mode, "low") for mode in LADDER]
+    high = [clock_of(clocks, A100, mode, "high") for mode in LADDER]
+    assert low == [1410, 1350, 1290, 1230, 1170, 1110, 1110, 1110, 1110]
+    assert high == [1410, 1410, 1410, 1410, 1410, 1410, 1365, 1335, 1305]
+    assert [caps(mode, "high") for mode in LADDER] == [clock < 1410 for clock in high]
+    assert [caps(mode, "low") for mode in LADDER] == [clock < 1410 for clock in low]
+    assert [STRICTNESS[mode] for mode in LADDER] == list(range(9))
+    assert STRICTNESS["B"] > STRICTNESS["P8"]
+
+
+@given(st.sampled_from(LADDER), st.floats(0.3, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 0.2))
+def test_more_power_never_leads_to_a_looser_rung(mode: str, p: float, provided: float, more: float) -> None:
+    here = step(mode, Look(p=p, peak=p, provided=provided), FINE)
+    there = step(mode, Look(p=p + more, peak=p + more, provided=provided), FINE)
+    assert STRICTNESS[there] >= STRICTNESS[here]
+    assert STRICTNESS[here] >= STRICTNESS[mode] - 1
+
+
+@pytest.mark.parametrize("variant", list(SAFE_MODE))
+@pytest.mark.parametrize("mode", MODES)
+def test_a_variant_goes_on_from_anothers_mode_no_looser(variant: Variant, mode: str) -> None:
+    adopted = taken_over(mode, variant)
+    assert adopted in (LADDER if variant == "proportional" else (*CAPS,)) or adopted == "B"
+    if SAFE_MODE[variant] == "U":
+        return
+    clocks = FINE.clocks_of(A100)
+    priorities: tuple[Priority, ...] = ("low",) if variant == "one_threshold_low" else ("low", "high")
+    for priority in priorities:
+        if "B" not in (mode, adopted) and adopted != mode:
+            assert clock_of(clocks, A100, adopted, priority) <= clock_of(clocks, A100, mode, priority)

@@ -61,7 +61,9 @@ def test_every_problem_is_named_at_once_in_the_operators_words() -> None:
         hi_t2 = 1830
         """
     )
-    variants = '"no_cap", "off", "one_threshold_all", "one_threshold_low", "polca", "polca_forecast"'
+    variants = (
+        '"no_cap", "off", "one_threshold_all", "one_threshold_low", "polca", "polca_forecast", "proportional"'
+    )
     assert [line.partition(" there is ")[0] for line in found] == [
         f'polca.toml: variant = "polka": must be one of {variants}',
         'polca.toml: path = 4: must be one of "in_band", "out_of_band"',

@@ -103,6 +103,7 @@ def live(loops: Sequence[RowLoop], seed: int, looks: int) -> list[list[Beat]]:
 VARIANTS: tuple[Variant, ...] = (
     "polca",
     "polca_forecast",
+    "proportional",
     "one_threshold_low",
     "one_threshold_all",
     "no_cap",
