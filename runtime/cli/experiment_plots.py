@@ -18,12 +18,13 @@ _INK = {
     POLCA: "#1f5f8b",
     "POLCA with forecast": "#16817a",
     "POLCA in band": "#8e44ad",
-    "POLCA proportional": "#c27c0e",
+    "Proportional": "#2e8b57",
+    "Proportional in band": "#7cb342",
     "1-Thresh-Low-Pri": "#c27c0e",
     "1-Thresh-All": "#777777",
     "No-cap": "#b04a3a",
 }
-_MARK = {POLCA: "o", "POLCA with forecast": "s", "POLCA in band": "D"}
+_MARK = {POLCA: "o", "POLCA with forecast": "s", "POLCA in band": "D", "Proportional": "^"}
 _LATENCIES = (
     ("high_p50", "high priority, P50", 0.01, "published"),
     ("high_p99", "high priority, P99", 0.05, "recalled"),
@@ -52,7 +53,7 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
     for axes, (field, title, bound, source) in zip(grid.flat, _LATENCIES, strict=True):
         _lines(axes, rows, field, 100.0)
-        highest = max(getattr(each, field).mean for each in rows if each.policy.startswith("POLCA")) * 100
+        highest = max(getattr(each, field).mean for each in rows if each.policy.startswith("P")) * 100
         top = max(bound * 115, highest * 1.3) if highest > bound * 25 else highest * 1.3
         axes.set_ylim(-0.04 * max(top, 0.1), max(top, 0.1))
         if bound * 100 < top:

@@ -159,7 +159,7 @@ def polca(
     quick: bool = False,
     seeds: int = 6,
     sweep_seeds: int = 3,
-    sweep_days: float = 2.0,
+    sweep_days: float = 0.5,
     jobs: int = 0,
     arrivals: tuple[pathlib.Path, ...] = (),
     json: Json = False,
@@ -180,7 +180,7 @@ def polca(
     sweep_seeds
         Runs at each point of the sweeps, 0 for none.
     sweep_days
-        Days of each of those, from Wednesday on.
+        Days of each of those, from Wednesday morning on.
     jobs
         Processes; one for each core when left out.
     arrivals

@@ -16,7 +16,8 @@ from runtime.experiments.row import PROVISIONED
 from twin.bulk import PathFaults
 
 _WEEK_DAYS = 7.0
-_WEDNESDAY_S = 2 * 86_400
+_BUSY_S = (2 * 24 + 8) * 3600
+"""Wednesday 08:00: twelve hours from here are the week's busiest."""
 
 
 def _policy(**changes: object) -> CappingPolicy:
@@ -29,15 +30,18 @@ POLICIES: Mapping[str, CappingPolicy] = {
     POLCA: DEFAULT_POLICY,
     "POLCA with forecast": _policy(variant="polca_forecast"),
     "POLCA in band": _policy(path="in_band"),
+    "Proportional": _policy(variant="proportional"),
+    "Proportional in band": _policy(variant="proportional", path="in_band"),
     "1-Thresh-Low-Pri": _policy(variant="one_threshold_low"),
     "1-Thresh-All": _policy(variant="one_threshold_all"),
     NO_CAP: _policy(variant="no_cap"),
 }
-"""By the study's names; the second and third are ours."""
+"""By the study's names; all but POLCA and the last three are ours."""
 
-STUDIED = tuple(name for name in POLICIES if name != "POLCA in band")
+STUDIED = (POLCA, "POLCA with forecast", "1-Thresh-Low-Pri", "1-Thresh-All", NO_CAP)
+"""What the headline compares."""
 
-ADDED = (0, 10, 20, 30, 40, 50)
+ADDED = (0, 10, 20, 30, 40, 45, 50)
 HEADLINE_ADDED = 30
 THRESHOLDS = ((0.75, 0.85), (0.80, 0.89), (0.85, 0.95))
 LATENCIES_S: tuple[tuple[float, str], ...] = (
@@ -52,14 +56,14 @@ POWER = (1.0, 1.05)
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is run: one week for each of `headline_seeds`, and `sweep_days` from Wednesday on, or from
-    `sweep_begin_s` after Monday 00:00, for each of `sweep_seeds`."""
+    """How much is run: `headline_days` for each of `headline_seeds`, and `sweep_days` for each of
+    `sweep_seeds`. Whole weeks begin on Monday, the rest `begin_s` after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
     sweep_seeds: tuple[int, ...] = ()
-    sweep_days: float = 2.0
-    begin_s: int = _WEDNESDAY_S
+    sweep_days: float = 0.5
+    begin_s: int = _BUSY_S
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

@@ -84,6 +84,15 @@ def test_a_run_is_known_by_everything_that_decides_it() -> None:
     assert len({case().key, *(other.key for other in others)}) == 1 + len(others)
 
 
+def test_a_kept_run_is_what_the_code_makes_of_its_setup() -> None:
+    """Where this fails and should, raise `MEANING`: what was kept is no longer what would come out."""
+    found = run_case(case(servers=52, days=1 / 12, power_ratio=1.05, begin_s=54 * 3600))
+    assert found.energy_j == pytest.approx(1598.5e6, rel=1e-3)
+    assert sum(found.done.values()) == pytest.approx(29234, abs=20)
+    assert found.said.commands["LockClocks"] == pytest.approx(8190, rel=0.05)
+    assert found.said.modes_s == pytest.approx({"T1": 7108.0, "T2a": 92.0}, abs=60.0)
+
+
 def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
     results = Results(tmp_path)
     first = run_case(case())
@@ -125,7 +134,7 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
 
 
 def test_servers_are_added_in_pairs() -> None:
-    assert [servers_at(added) for added in ADDED] == [40, 44, 48, 52, 56, 60]
+    assert [servers_at(added) for added in ADDED] == [40, 44, 48, 52, 56, 58, 60]
     assert all(servers_at(added) % 2 == 0 for added in range(51))
 
 
