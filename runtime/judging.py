@@ -80,25 +80,29 @@ def out_of_lease(
     shares: Mapping[str, SafeShare],
     lapse_ms: Span = LAPSE_MS,
 ) -> Iterator[Found]:
-    """A host above its safe share while no lease has allowed it for `lapse_ms`, by its boards themselves;
-    once for each host."""
-    allowed: dict[str, tuple[Instant, str]] = {}  # until when the host's last lease runs, and whose it is
+    """A host above its safe share while no lease has allowed so high a clock for `lapse_ms`, by its boards
+    themselves; once for each host. The lease of a tighter lock that was taken up allows no more than that
+    lock: until it lands, what stands is allowed by the leases that it stands by, or by none."""
+    allowed: dict[str, dict[int, tuple[Instant, str]]] = defaultdict(dict)
+    """By host, and the clock that a lease allows: until when the last such runs, and whose it is."""
     found: set[str] = set()
     taken = [each for each in outcomes if isinstance(each, Accepted | Verified | Renewed)]
     for event in sorted([*taken, *seen], key=lambda event: event.at):
         if isinstance(event, Outcome):
             command = commands.get(event.command)
-            if command is not None:
-                lease = command.lease.expires_at, command.id
-                allowed[event.subject] = max(allowed.get(event.subject, (0, "")), lease)
+            if isinstance(command, LockClocks | Brake):
+                lease, leases = (command.lease.expires_at, command.id), allowed[event.subject]
+                leases[command.max_mhz] = max(leases.get(command.max_mhz, (0, "")), lease)
             continue
-        if event.host not in allowed or event.host in found:
+        share = shares[event.host]
+        if event.mhz <= share.max_mhz + _MHZ or event.host in found:
             continue
-        (until, command_id), share = allowed[event.host], shares[event.host]
-        if event.mhz > share.max_mhz + _MHZ and event.at > until + lapse_ms:
+        enough = [lease for mhz, lease in allowed[event.host].items() if mhz + _MHZ >= event.mhz]
+        until, command_id = max(enough, default=(event.at, ""))  # none yet: it runs as it was found
+        if event.at > until + lapse_ms:
             found.add(event.host)
             late_s = (event.at - until) / SECOND
-            words = f"{event.host} ran at {event.mhz:.0f} MHz {late_s:.0f} s after its last lease"
+            words = f"{event.host} ran at {event.mhz:.0f} MHz {late_s:.0f} s after its last lease for that"
             yield Found(event.at, command_id, words)
 
 

@@ -86,9 +86,19 @@ def test_a_host_above_its_share_after_its_lease_is_found_by_its_boards() -> None
     verified = answer(Verified, command, 100, observed=1_410.0)
     fast, slow = Seen(T0 + 99_000, H, 1_410.0, 6_000.0), Seen(T0 + 99_000, H, 990.0, 3_000.0)
     assert wrong(command, verified, seen=[fast._replace(at=T0 + 89_000), slow]) == ()
-    assert wrong(command, verified, seen=[fast]) == (f"{H} ran at 1410 MHz 9 s after its last lease",)
+    assert wrong(command, verified, seen=[fast]) == (
+        f"{H} ran at 1410 MHz 9 s after its last lease for that",
+    )
     again = lock(80_000)
     assert wrong(command, verified, again, answer(Renewed, again, 80_100), seen=[fast]) == ()
+
+
+def test_a_tighter_lock_that_was_only_taken_up_allows_no_more_than_itself() -> None:
+    command, tighter = lock(0), lock(60_000, mhz=1_275)
+    granted = command, answer(Verified, command, 100), tighter, answer(Accepted, tighter, 60_100)
+    fast = Seen(T0 + 99_000, H, 1_410.0, 6_000.0)
+    assert wrong(*granted, seen=[fast]) == (f"{H} ran at 1410 MHz 9 s after its last lease for that",)
+    assert wrong(*granted, seen=[fast._replace(mhz=1_275.0)]) == ()
 
 
 def test_a_command_of_the_last_seconds_is_not_due_and_allows_what_it_asks_for() -> None:

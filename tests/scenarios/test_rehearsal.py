@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
 from support.rigs import row_text, setup_of
 from support.sites import PROJECT
 
+from actuators.lifecycle import HostAgent
+from controllers import capping
 from controllers.policy import DEFAULT_POLICY, CappingPolicy
+from runtime.agents import InlineAgents
 from runtime.config import Setup, load_setup
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
+from runtime.reflexes import InlineReflexes
 from runtime.rehearsal import Rehearsed, Verdict, alone, play
+from schemas.commands import Command, LockClocks
 from schemas.emergencies import Emergency
+from schemas.envelope import Event
+from schemas.instants import Instant
+from schemas.outcomes import Failed, Verified
 from schemas.site_file import read_site
 from twin.scenario import Scenario, read_scenario, shipped
 
@@ -143,8 +151,6 @@ def test_a_brake_more_than_allowed_is_failed_with_the_command(tmp_path: pathlib.
         assert audit.why(ledger, verdict.command).decision.mode == "B"
 
 
-# ---- the rest ----
-
 QUIET = """
 [scenario]
 title = "nothing"
@@ -152,6 +158,96 @@ minutes = 2
 [demand]
 course = [[0, 0.5]]
 """
+
+SILENCE = """
+[scenario]
+title = "nothing is read for a minute"
+minutes = 3
+[demand]
+course = [[0, 0.6]]
+[[faults]]
+kind = "meters"
+how = "silent"
+at_min = 1
+minutes = 1.5
+[[faults]]
+kind = "path_down"
+path = "in_band"
+at_min = 1
+minutes = 1.5
+"""
+
+NO_BMC = """
+[scenario]
+title = "no BMC answers while demand rises"
+minutes = 10
+[demand]
+course = [[0, 0.6], [2, 0.65], [4, 1.05], [10, 1.05]]
+[[faults]]
+kind = "path_down"
+path = "out_of_band"
+at_min = 1
+"""
+
+HOT = """
+[scenario]
+title = "every inlet is 35 °C warmer"
+minutes = 4
+[demand]
+course = [[0, 0.75]]
+[[faults]]
+kind = "inlet"
+at_min = 0
+rise_c = 35
+ramp_s = 60
+[judge]
+hot_s = 20
+"""
+
+
+def _deaf(agents: InlineAgents, commands: Sequence[Command], now: Instant) -> list[Event]:
+    """Agents of which every fifth answer is lost."""
+    said = STEP(agents, commands, now)
+    return [each for each in said if not isinstance(each, Verified | Failed) or int(each.command, 16) % 5]
+
+
+def _forgetful(ledger: Ledger, events: Sequence[Event]) -> None:
+    APPEND(ledger, [event for event in events if not isinstance(event, LockClocks)])
+
+
+STEP, APPEND = InlineAgents.step, Ledger.append
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "broken", "text", "invariant"),
+    [
+        (HostAgent, "_outstay", lambda *_: None, NO_BMC, LEASED),
+        (capping, "known_p", lambda *_: 0.5, SILENCE, BLIND),
+        (InlineAgents, "step", _deaf, QUIET, ANSWERED),
+        (InlineReflexes, "feel", lambda *_: [], HOT, HEAT),
+        (Ledger, "append", _forgetful, QUIET, LEDGER),
+    ],
+    ids=["leases that do not end", "loosened blind", "answers lost", "no reflex", "commands not booked"],
+)
+def test_a_pipeline_with_one_part_broken_fails_the_invariant_that_the_part_is_for(
+    where: object,
+    what: str,
+    broken: Callable[..., object],
+    text: str,
+    invariant: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    assert not failed(rehearse(scenario(text), tmp_path / "whole")) & {invariant}
+    monkeypatch.setattr(where, what, broken)
+    found = rehearse(scenario(text), tmp_path / "broken")
+    assert invariant in failed(found)
+    assert by_name(found)[invariant].proof
+
+
+# ---- the rest ----
 
 
 def test_what_the_scenario_does_not_bound_is_not_judged_and_safety_always_is(tmp_path: pathlib.Path) -> None:
