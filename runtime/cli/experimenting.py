@@ -158,8 +158,9 @@ def polca(
     out: pathlib.Path = pathlib.Path("windrow-polca"),
     quick: bool = False,
     seeds: int = 6,
+    other_seeds: int = 2,
     sweep_seeds: int = 3,
-    sweep_days: float = 0.5,
+    sweep_days: float = 0.25,
     jobs: int = 0,
     arrivals: tuple[pathlib.Path, ...] = (),
     json: Json = False,
@@ -176,11 +177,13 @@ def polca(
     quick
         A few hours of +30 % under each policy, to see that all of it works.
     seeds
-        Weeks of the headline comparison, each under a seed of its own.
+        Weeks of the headline comparison, each under a seed of its own, by POLCA and No-cap.
+    other_seeds
+        How many of these weeks the other policies run.
     sweep_seeds
         Runs at each point of the sweeps, 0 for none.
     sweep_days
-        Days of each of those, from Wednesday morning on.
+        Days of each of those, from Wednesday 13:00 on, about when the week is busiest.
     jobs
         Processes; one for each core when left out.
     arrivals
@@ -188,12 +191,15 @@ def polca(
     json
         Print every figure as one line of JSON.
     """
-    if min(seeds, sweep_days) <= 0 or sweep_seeds < 0 or jobs < 0:
-        raise ConfigError("--seeds and --sweep-days must be above 0, --sweep-seeds and --jobs not below 0")
+    if min(seeds, other_seeds, sweep_days) <= 0 or min(sweep_seeds, jobs) < 0:
+        raise ConfigError(
+            "--seeds, --other-seeds and --sweep-days must be above 0, --sweep-seeds and --jobs not below 0"
+        )
     scale = QUICK
     if not quick:
         scale = Scale(
             headline_seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+            other_seeds=other_seeds,
             sweep_seeds=tuple(range(FIRST_SEED + 100, FIRST_SEED + 100 + sweep_seeds)),
             sweep_days=sweep_days,
         )

@@ -16,8 +16,8 @@ from runtime.experiments.row import PROVISIONED
 from twin.bulk import PathFaults
 
 _WEEK_DAYS = 7.0
-_BUSY_S = (2 * 24 + 8) * 3600
-"""Wednesday 08:00: twelve hours from here are the week's busiest."""
+_BUSY_S = (2 * 24 + 13) * 3600
+"""Wednesday 13:00: the six hours from here are about the week's busiest."""
 
 
 def _policy(**changes: object) -> CappingPolicy:
@@ -56,13 +56,15 @@ POWER = (1.0, 1.05)
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is run: `headline_days` for each of `headline_seeds`, and `sweep_days` for each of
-    `sweep_seeds`. Whole weeks begin on Monday, the rest `begin_s` after it."""
+    """How much is run: `headline_days` for each of `headline_seeds`, by policies other than POLCA and No-cap
+    for the first `other_seeds` of them; and `sweep_days` for each of `sweep_seeds`. Whole weeks begin on
+    Monday, the rest `begin_s` after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
+    other_seeds: int = 2
     sweep_seeds: tuple[int, ...] = ()
-    sweep_days: float = 0.5
+    sweep_days: float = 0.25
     begin_s: int = _BUSY_S
 
 
@@ -96,7 +98,7 @@ def plan(scale: Scale, arrivals: tuple[str, ...] = ()) -> list[Point]:
                     begin_s=0 if scale.headline_days >= _WEEK_DAYS else scale.begin_s,
                     arrivals=arrivals,
                 )
-                for seed in scale.headline_seeds
+                for seed in scale.headline_seeds[: None if name in (POLCA, NO_CAP) else scale.other_seeds]
             ],
         )
         for name in STUDIED
