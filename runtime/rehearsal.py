@@ -322,7 +322,8 @@ def _ups_deadline(scenario: Scenario, plant: TwinRow, witness: Witness, began: I
 
 
 def _over_budget(bound_s: float | None, plant: TwinRow, witness: Witness) -> Verdict:
-    name, over_s = "the row was above its budget for a bounded time", plant.statistics().over_budget_s
+    name, statistics = "the row was above its budget for a bounded time", plant.statistics()
+    over_s = statistics.over_budget_s
     history = plant.history()
     peak = int(np.argmax(history.power_w)) if history.power_w.size else 0
     at = START + round(float(history.at_s[peak]) * SECOND)
@@ -342,7 +343,7 @@ def _over_budget(bound_s: float | None, plant: TwinRow, witness: Witness) -> Ver
         limit=bound_s,
         at=at,
         command=answer.id if answer else "",
-        proof=f"the peak: {history.power_w[peak] / plant.row.budget_w:.3f} of the budget",
+        proof=f"the peak: {statistics.peak_w / plant.row.budget_w:.3f} of the budget",
     )
 
 
