@@ -12,12 +12,10 @@ from scipy.stats import t as student
 
 from controllers.policy import DEFAULT_POLICY, Band, CappingPolicy, Latency
 from runtime.experiments.cases import PRIORITIES, Case, Result
-from runtime.experiments.row import PROVISIONED
+from runtime.experiments.row import BUSY_S, PROVISIONED
 from twin.bulk import PathFaults
 
 _WEEK_DAYS = 7.0
-_BUSY_S = (2 * 24 + 13) * 3600
-"""Wednesday 13:00: the six hours from here are about the week's busiest."""
 
 
 def _policy(**changes: object) -> CappingPolicy:
@@ -65,7 +63,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     other_seeds: int = 2
     sweep_seeds: tuple[int, ...] = ()
     sweep_days: float = 0.25
-    begin_s: int = _BUSY_S
+    begin_s: int = BUSY_S
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,10 @@ RISE_40S_RATIO = 0.118
 WARM_UP_S = BLOCK_S
 """A run begins with an idle row, and counts from here on."""
 
+BUSY_S = (2 * 24 + 13) * 3600
+BUSY_HOURS_S = 6 * 3600
+"""About the week's busiest hours: six from Wednesday 13:00 on."""
+
 CALIBRATION_SEEDS = (1, 2)
 """Seeds of the weeks that the demand was set on; experiments use others."""
 
@@ -109,17 +113,55 @@ def row_load(
     arrivals: Sequence[pathlib.Path] = (),
 ) -> Load:
     """What comes to the row from `begin_s` after Monday 00:00 on: random requests of the study's mix or, with
-    files of recorded arrivals, those. Each server brings its own. Raises ValueError in words for a file that
-    holds no arrivals."""
+    files of recorded arrivals, those, so many that the row peaks as high. Each server brings its own. Raises
+    ValueError in words for a file that holds no arrivals."""
     hosts, shape = setup.site.rows[0].hosts, shipped_week().shape
     if arrivals:
-        recorded = _recorded(tuple(arrivals))
-        return TracedLoad(len(hosts), *recorded, demand, shape, seed=seed, begin_s=begin_s)
+        files = tuple(arrivals)
+        asked = msgspec.structs.replace(demand, requests_per_s=recorded_rate(files))
+        return TracedLoad(len(hosts), *_recorded(files), asked, shape, seed=seed, begin_s=begin_s)
     priorities = [host.priority for host in hosts]
     return WeeklyLoad(priorities, demand, shape, seed=seed, begin_s=begin_s)
 
 
 _recorded = functools.cache(read_arrivals)
+
+
+@functools.cache
+def recorded_rate(files: tuple[pathlib.Path, ...]) -> float:
+    """How many recorded requests a second, per server at the week's highest hour, make the row as provisioned
+    peak as high in the week's busiest hours as the study's own demand does. Raises ValueError in words."""
+    setup, seed = row_setup(PROVISIONED), CALIBRATION_SEEDS[0]
+    shape = shipped_week().shape
+
+    def peak_w(load: Load) -> float:
+        row = study_row(setup, seed, load=load)
+        row.course_w()
+        row.forget()
+        for _ in range(BUSY_HOURS_S // BLOCK_S - 1):
+            row.course_w()
+        return row.settle().peak_w
+
+    def recorded_w(rate: float) -> float:
+        demand = msgspec.structs.replace(STUDY_DEMAND, requests_per_s=rate)
+        return peak_w(TracedLoad(PROVISIONED, *_recorded(files), demand, shape, seed=seed, begin_s=BUSY_S))
+
+    wanted_w = peak_w(row_load(setup, seed, begin_s=BUSY_S))
+    low, high = STUDY_DEMAND.requests_per_s / 8, STUDY_DEMAND.requests_per_s
+    while recorded_w(high) < wanted_w:
+        low, high = high, 2.0 * high
+        if high > _MOST_PER_S:
+            raise ValueError(
+                f"{', '.join(map(str, files))}: {_MOST_PER_S:g} such requests a second at each server do not "
+                f"bring the row to {wanted_w / setup.site.rows[0].budget_w:.2f} of its budget"
+            )
+    for _ in range(8):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if recorded_w(middle) < wanted_w else (low, middle)
+    return high
+
+
+_MOST_PER_S = 20.0  # a hundred times the study's own; more would be no serving load
 
 
 def study_row(

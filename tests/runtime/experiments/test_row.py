@@ -1,9 +1,23 @@
 """The study's row is the study's row."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from support.counterparts import shared_data
 
-from runtime.experiments.row import PROVISIONED, STUDY_DEMAND, Spikes, row_check, row_setup, row_site
+from runtime.experiments.row import (
+    BUSY_S,
+    PROVISIONED,
+    STUDY_DEMAND,
+    Spikes,
+    recorded_rate,
+    row_check,
+    row_load,
+    row_setup,
+    row_site,
+    study_row,
+)
 from schemas.site_file import read_site
 
 
@@ -28,6 +42,32 @@ def test_the_row_has_half_of_each_priority(servers: int) -> None:
     assert sum(host.priority == "high" for host in row.hosts) == servers / 2
     assert row.budget_w == PROVISIONED * 6500.0
     assert {host.rated_w for host in row.hosts} == {6500.0}
+
+
+def test_recorded_arrivals_bring_the_row_to_the_same_peak() -> None:
+    files = tuple(shared_data(f"llm_traces/azure2023_{name}.csv") for name in ("code", "conv"))
+    setup = row_setup(PROVISIONED)
+    peaks = []
+    for arrivals in ((), files):
+        row = study_row(setup, 5, load=row_load(setup, 5, begin_s=BUSY_S, arrivals=arrivals))
+        spikes = Spikes(row.budget_w)
+        row.course_w()
+        for _ in range(12):
+            spikes.take(row.course_w())
+        peaks.append(spikes.peak_ratio)
+    assert peaks[1] == pytest.approx(peaks[0], abs=0.03)
+
+
+def test_arrivals_too_light_to_fill_the_row_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.experiments.row._MOST_PER_S", 0.3)
+    file = tmp_path / "light.csv"
+    file.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,1,1\n")
+    with pytest.raises(
+        ValueError, match=r"0\.3 such requests a second at each server do not bring the row to"
+    ):
+        recorded_rate((file,))
 
 
 def test_a_row_of_an_odd_number_is_refused() -> None:
