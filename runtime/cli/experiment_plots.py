@@ -40,7 +40,7 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     if not rows:
         return []
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
-    _lines(axes, rows, "brakes_a_week", 1.0)
+    _lines(axes, rows, "brakes_a_week", 1.0, confidence=False)
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(-0.2, None)
     axes.set_ylabel("power brakes a week")
@@ -114,21 +114,25 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     return [("paths.png", "POLCA at +30 %: peak and latency under other thresholds, paths and power")]
 
 
-def _lines(axes: Axes, rows: Sequence[Summary], field: str, scale: float) -> None:
-    for policy in dict.fromkeys(each.policy for each in rows):
+def _lines(axes: Axes, rows: Sequence[Summary], field: str, scale: float, *, confidence: bool = True) -> None:
+    """A line for each policy, a little beside each other, since many lie on one another."""
+    policies = list(dict.fromkeys(each.policy for each in rows))
+    for place, policy in enumerate(policies):
+        aside = 0.25 * (place - (len(policies) - 1) / 2)
         mine = [each for each in rows if each.policy == policy]
         values: list[Figure] = [getattr(each, field) for each in mine]
         axes.errorbar(
-            [_added(each) for each in mine],
+            [_added(each) + aside for each in mine],
             [value.mean * scale for value in values],
-            [(value.half or 0.0) * scale for value in values],
+            [(value.half or 0.0) * scale for value in values] if confidence else None,
             label=policy,
             color=_INK.get(policy),
             marker=_MARK.get(policy, "x"),
             ms=5,
             lw=1.5,
-            capsize=3,
-            alpha=0.9,
+            elinewidth=0.7,
+            capsize=2,
+            alpha=0.85,
         )
 
 

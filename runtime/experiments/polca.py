@@ -41,6 +41,10 @@ STUDIED = (POLCA, "POLCA with forecast", "1-Thresh-Low-Pri", "1-Thresh-All", NO_
 
 ADDED = (0, 10, 20, 30, 40, 45, 50)
 HEADLINE_ADDED = 30
+BEYOND = (40, 45)
+OURS = (POLCA, "POLCA with forecast", "POLCA in band", "Proportional", "Proportional in band")
+"""What more servers than the study's are tried with: POLCA, and by what else the row could be held."""
+
 THRESHOLDS = ((0.75, 0.85), (0.80, 0.89), (0.85, 0.95))
 LATENCIES_S: tuple[tuple[float, str], ...] = (
     (10.0, "constant"),
@@ -55,12 +59,13 @@ POWER = (1.0, 1.05)
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """How much is run: `headline_days` for each of `headline_seeds`, by policies other than POLCA and No-cap
-    for the first `other_seeds` of them; and `sweep_days` for each of `sweep_seeds`. Whole weeks begin on
-    Monday, the rest `begin_s` after it."""
+    for the first `other_seeds` of them; beyond the study for the first `beyond_seeds`; and `sweep_days` for
+    each of `sweep_seeds`. Whole weeks begin on Monday, the rest `begin_s` after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
     other_seeds: int = 2
+    beyond_seeds: int = 1
     sweep_seeds: tuple[int, ...] = ()
     sweep_days: float = 0.25
     begin_s: int = BUSY_S
@@ -117,6 +122,14 @@ def plan(scale: Scale, arrivals: tuple[str, ...] = ()) -> list[Point]:
         cases = [msgspec.structs.replace(base, seed=seed) for seed in scale.sweep_seeds]
         points.append(_point(name, setting, policy, cases))
 
+    for added in BEYOND:
+        for name in OURS:
+            week = Case(servers=servers_at(added), policy=POLICIES[name], days=scale.headline_days, seed=0)
+            cases = [
+                msgspec.structs.replace(week, seed=seed, arrivals=arrivals)
+                for seed in scale.headline_seeds[: scale.beyond_seeds]
+            ]
+            points.append(_point("beyond the study", f"+{added} %", name, cases))
     for added in ADDED:
         for name in POLICIES:
             sweep("added servers", f"+{added} %", name, added)

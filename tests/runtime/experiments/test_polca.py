@@ -121,6 +121,7 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
     sweeps = {point.sweep for point in points}
     assert sweeps == {
         "headline", "added servers", "workload power", "thresholds", "out-of-band latency", "lost commands",
+        "beyond the study",
     }  # fmt: skip
     added = [point for point in points if point.sweep == "added servers"]
     assert len(added) == len(ADDED) * len(POLICIES)
