@@ -168,6 +168,7 @@ class HostAgent:
         self._ends: Span = _NEVER  # the live lease, by elapsed time
         self._expires: Instant = _NEVER  # and by the wall clock
         self._stands = (_NEVER, 0)  # until when what stands on the devices is leased, and at which clock
+        self._stood = (_NEVER, 0)  # the same of what stood before what was last seen in force
         self._lands: Span = 0  # when the last write must have reached the device
         self._earlier: set[int] = set()  # clocks at which an earlier lock may still hold a GPU, MHz
         self._landed: Span = 0  # when all that was written is in force at the latest
@@ -444,7 +445,7 @@ class HostAgent:
         """Count the lease from its receipt, never longer than it was made for. None: for good."""
         if lease is None:
             self._ends = self._expires = _NEVER
-            self._stands = (_NEVER, 0)
+            self._stands = self._stood = (_NEVER, 0)
         else:
             left, self._expires = lease.expires_at - lease.issued_at, _NEVER
             if now < lease.expires_at:  # else it is one that is taken though this clock is ahead
@@ -462,6 +463,7 @@ class HostAgent:
                 until, mhz = self._ends, held.max_mhz
         tighter = isinstance(command, LockClocks) and command.max_mhz < mhz
         self._stands = (until, mhz) if tighter else (_NEVER, 0)
+        self._stood = (_NEVER, 0)
 
     def _lapse(self, kept: Kept, now: Instant, out: list[Outcome], why: str) -> None:
         """The lease is over: do as it says."""
@@ -544,8 +546,7 @@ class HostAgent:
             self._lapse(kept, now, out, f"the lease ended at {to_text(kept.command.lease.expires_at)}")
             return
         effort = self._effort
-        under_way = effort is not None and effort.written and not effort.told
-        if self._stands[0] <= self._elapsed and kept.intent == "obey" and not (kept.settled or under_way):
+        if self._stands[0] <= self._elapsed and kept.intent == "obey" and not kept.settled:
             why = "it has not landed, and the lease of the looser lock before it ended"
             self._turn_to("safe_share", kept, now, out, why)
             return
@@ -698,7 +699,9 @@ class HostAgent:
 
     def _settle(self, kept: Kept, effort: _Effort, seen: Readback, now: Instant, out: list[Outcome]) -> None:
         """It was read back: what was asked for is so."""
-        kept.settled, self._stands = True, (_NEVER, 0)
+        kept.settled = True
+        if self._stands[0] != _NEVER:
+            self._stood, self._stands = self._stands, (_NEVER, 0)
         self._effort = None
         if kept.intent == "obey":
             assert kept.command is not None
@@ -814,7 +817,8 @@ class HostAgent:
         except ActuatorError:
             return  # unknown is not lost
         if kept.settled and seen.in_force is False:
-            kept.settled = False
+            # It was taken for in force at rest perhaps, and never was: then what stood before stands still.
+            kept.settled, self._stands = False, self._stood
             self._begin(kept, now, out, f"lost, and written again: {seen.detail}")
         elif kept.settled:
             self._insist(kept, now)
@@ -845,6 +849,8 @@ class HostAgent:
             again = CHECK_MS if self._kept.reflex is None else WATCH_MS
             self._due = max(self._elapsed + again, self._lands)
         self._due = min(self._due, self._ends, self._stands[0])
+        if self._stood[0] > self._elapsed:
+            self._due = min(self._due, self._stood[0])
         return out
 
     def _save(self, kept: Kept, now: Instant) -> bool:

@@ -597,15 +597,46 @@ def test_locks_that_cannot_be_written_keep_no_host_running_longer_than_the_loose
     assert set(stand.boards.clocks) == {SHARE_MHZ}
 
 
-def test_a_tighter_lock_that_is_under_way_may_land_after_the_looser_ones_lease() -> None:
+def test_a_tighter_lock_under_way_gives_no_more_of_the_looser_ones_lease() -> None:
+    stand = Hosted("in_band", "out_of_band")
+    stand.start()
+    began = stand.now
+    stand.give(lock(1410, stand.now, path="out_of_band"))
+    stand.wait(60 * SECOND)
+    said = [*stand.give(lock(1275, stand.now, path="out_of_band")), *stand.wait(60 * SECOND)]
+    assert kinds(said) == ["Superseded", "Accepted", "Lapsed"]
+    assert said[-1].at - began == pytest.approx(TTL, abs=SECOND)
+    assert set(stand.boards.clocks) == {SHARE_MHZ}, "the tighter lock, landed late, is looser than the share"
+
+
+def test_a_tighter_lock_lands_in_time_where_the_looser_one_was_renewed_in_time() -> None:
     stand = Hosted("in_band", "out_of_band")
     stand.start()
     stand.give(lock(1410, stand.now, path="out_of_band"))
-    stand.wait(60 * SECOND)
-    tighter = lock(1275, stand.now, path="out_of_band")
-    said = [*stand.give(tighter), *stand.wait(60 * SECOND)]
+    stand.wait(46 * SECOND)
+    stand.give(lock(1410, stand.now, path="out_of_band"))
+    stand.wait(44 * SECOND)
+    said = [*stand.give(lock(1275, stand.now, path="out_of_band")), *stand.wait(60 * SECOND)]
     assert kinds(said) == ["Superseded", "Accepted", "Verified"]
     assert set(stand.boards.clocks) == {1275}
+
+
+def test_a_lock_wrongly_taken_for_in_force_leaves_what_is_left_of_the_lease_before() -> None:
+    """At rest a board reads as if it were locked. When it works, what really stands shows."""
+    stand = Hosted("in_band", "out_of_band")
+    stand.start()
+    began = stand.now
+    stand.give(lock(1410, stand.now, path="out_of_band"))
+    stand.wait(45 * SECOND)
+    stand.give(lock(1275, stand.now, path="out_of_band"))
+    stand.wait(42 * SECOND)
+    assert set(stand.boards.clocks) == {1275}
+    stand.boards.reload_driver()  # as if it had never been so
+    said = stand.wait(60 * SECOND)
+    lapsed = next(word for word in said if isinstance(word, Lapsed))
+    assert "the lease of the looser lock before it ended" in lapsed.detail
+    assert lapsed.at - began <= TTL + 10 * SECOND
+    assert set(stand.boards.clocks) == {SHARE_MHZ}
 
 
 def test_a_looser_lock_that_cannot_be_written_leaves_the_host_at_its_tighter_one() -> None:
