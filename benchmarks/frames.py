@@ -49,7 +49,8 @@ class Log:
         self.frames = 0
         self._kafka = kafka
         self._ends: Counter[tuple[str, int]] = Counter()
-        self._producer = Producer({"bootstrap.servers": ",".join(kafka.servers), "linger.ms": 20})
+        servers = ",".join(kafka.servers)
+        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 20, "enable.idempotence": True})
 
     def put(self, topic: str, row: str, payload: bytes) -> None:
         """A message under the row's key, on the row's partition."""

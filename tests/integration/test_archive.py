@@ -73,8 +73,10 @@ def topics(kafka: KafkaConfig) -> KafkaConfig:
 
 
 def publish(kafka: KafkaConfig, events: Sequence[Event] = (), records: Sequence[Event | bytes] = ()) -> None:
-    """Events to their topics; records, or bytes that are none, to the ledger's."""
-    producer = Producer({"bootstrap.servers": ",".join(kafka.servers), "linger.ms": 5})
+    """Events to their topics; records, or bytes that are none, to the ledger's, in their order."""
+    # Idempotent: else a batch sent again, as by a leader not yet elected, comes after a later one.
+    servers = ",".join(kafka.servers)
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 5, "enable.idempotence": True})
     for event in events:
         producer.produce(kafka.topic(topic_of(event).name), codec.encode(event), ROW.encode())
     for record in records:

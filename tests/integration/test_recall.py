@@ -38,7 +38,8 @@ class Past:
     def __init__(self, kafka: KafkaConfig) -> None:
         ensure(kafka)
         self._kafka = kafka
-        self._producer = Producer({"bootstrap.servers": ",".join(kafka.servers), "log_level": 0})
+        servers = ",".join(kafka.servers)
+        self._producer = Producer({"bootstrap.servers": servers, "log_level": 0, "enable.idempotence": True})
 
     def put(self, topic: str, row: str, payload: bytes) -> None:
         number = partition_of(row.encode(), BY_NAME[topic].partitions)
