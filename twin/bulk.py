@@ -46,6 +46,7 @@ STEP_MS: Span = 2 * SECOND
 
 _DT = STEP_MS / SECOND
 _BLOCK = BLOCK_S * SECOND // STEP_MS  # steps
+_GLANCE = 32  # steps
 _PATHS: tuple[Path, ...] = get_args(Path)
 _PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 _BOARD_LATE_MS: Span = 50
@@ -154,9 +155,11 @@ class _State(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """A course worked out from a state on: per step, and what it leaves behind."""
+    """A course worked out from a state on: per step, and what it leaves behind. It holds up to step `until`
+    while nobody sets a clock, though not all of it may be worked out."""
 
     first: int
+    until: int
     power_w: list[float]
     busy: FloatArray  # (hosts, steps): share of the step with work
     end: _State
@@ -272,12 +275,15 @@ class BulkRow:
             raise ValueError(f"step {step} was asked for, the next one is {self._asked}")
         ahead = self._ahead
         if ahead is None or self._rewritten or step >= ahead.first + len(ahead.power_w):
-            self._commit(step)
-            self._rewritten = False
+            # Where a clock was just set the next is soon set too, and most of a long stretch thrown away.
+            glance = _GLANCE if self._rewritten else _BLOCK
+            if ahead is None or self._rewritten or step >= ahead.until:
+                self._commit(step)
+                self._rewritten = False
             block = step // _BLOCK
             if block != self._block:
                 self._block, self._new = block, self._load.block(block)
-            ahead = self._ahead = self._work_out(self._at, (block + 1) * _BLOCK - self._at)
+            ahead = self._ahead = self._work_out(self._at, (block + 1) * _BLOCK - self._at, glance)
         self._asked = step + 1
         return ahead.power_w[step - ahead.first]
 
@@ -298,7 +304,7 @@ class BulkRow:
         if ahead is None or upto == self._at:
             self._ahead = None if self._rewritten else ahead
             return
-        if upto < ahead.first + len(ahead.power_w):
+        if upto < ahead.until:
             ahead = self._work_out(self._at, upto - self._at)
         self._ahead = None
         totals = self.totals
@@ -419,13 +425,17 @@ class BulkRow:
 
     # ---- the plant ----
 
-    def _work_out(self, first: int, steps: int) -> _Stretch:
-        """The course of `steps` steps from `_state`, which is the beginning of step `first`."""
-        begin_s, state = first * _DT, self._state
+    def _work_out(self, first: int, steps: int, glance: int = _BLOCK) -> _Stretch:
+        """The course of `steps` steps from `_state`, which is the beginning of step `first`, or no more than
+        its first `glance`, which are to the last bit what they are in the whole."""
+        begin_s, state, until = first * _DT, self._state, first + steps
         new = self._new
         new = new.part(slice(*np.searchsorted(new.at_s, (begin_s, begin_s + steps * _DT))))
-        prompts, answers, power_share, capped = self._clocks(first, steps)
-        read = self._read_prompts(begin_s, np.broadcast_to(prompts, (self._n, steps)), new)
+        prompts, *rest = self._clocks(first, steps)
+        speed = np.broadcast_to(prompts, (self._n, steps))
+        steps = min(steps, glance)
+        answers, power_share, capped = (column[:, :steps] for column in rest)
+        read = self._read_prompts(begin_s, speed, new, steps)
         running = np.bincount(state.running.host, minlength=self._n).astype(np.float64)[:, None]
         answers = np.broadcast_to(answers, (self._n, steps))
         told = self._answer(read, answers, running, np.broadcast_to(running, (self._n, steps)))
@@ -455,6 +465,7 @@ class BulkRow:
         beyond = (told.decoded[ended, step] - told.target[over]) / told.rate[ended, step]
         return _Stretch(
             first=first,
+            until=until,
             power_w=power_w.tolist(),
             busy=read.prefilling + decoding,
             end=_State(read.waiting, running_on, rest_w[:, -1].copy(), float(heat[-1])),
@@ -466,8 +477,9 @@ class BulkRow:
             capped=(capped.sum(axis=1) if capped.shape[1] == steps else capped[:, 0] * steps) * _DT,
         )
 
-    def _read_prompts(self, begin_s: float, speed: FloatArray, new: Arrivals) -> _Prompts:
-        """The prompts that wait and those that arrive, at these speeds (hosts, steps)."""
+    def _read_prompts(self, begin_s: float, speed: FloatArray, new: Arrivals, shown: int) -> _Prompts:
+        """The prompts that wait and those that arrive, at these speeds (hosts, steps), in the first `shown`
+        steps. All of them are laid end to end, so that no sum depends on how many are shown."""
         n, steps = speed.shape
         ends = np.cumsum(speed * _DT, axis=1)  # work time at the steps' ends
 
@@ -492,11 +504,13 @@ class BulkRow:
         through = np.maximum.accumulate(arrived_at - (total - work) + lift) + total - lift
 
         # How much is done by the end of each step.
-        cell = host * steps + step
+        width = float(ends[:, -1].max()) + 1.0
+        start = np.cumsum(np.bincount(host, minlength=n)) - np.bincount(host, minlength=n)
+        ends, speed, near, steps = ends[:, :shown], speed[:, :shown], step < shown, shown
+        cell = (host * steps + step)[near]
         number = np.cumsum(np.bincount(cell, minlength=n * steps).reshape(n, steps), axis=1)
         done = np.zeros((n, steps + 1))
         if host.size:
-            start = np.cumsum(np.bincount(host, minlength=n)) - np.bincount(host, minlength=n)
             before = np.concatenate(((0.0,), total))[start][:, None]
             last = np.maximum(start[:, None] + number - 1, 0)
             left = np.maximum(0.0, through[last] - ends)
@@ -504,7 +518,8 @@ class BulkRow:
         prefilling = np.clip(np.diff(done, axis=1) / (speed * _DT), 0.0, 1.0)
 
         # When each prompt was through, and how many tokens lie in each step's prompts.
-        width = float(ends[:, -1].max()) + 1.0
+        columns = (host, at, prompt, output, work, through)
+        host, at, prompt, output, work, through = (column[near] for column in columns)
         found = np.searchsorted((ends + self._offset * width).ravel(), through + host * width) - host * steps
         ready = through <= ends[host, -1]
         ready_step = np.where(ready, np.minimum(found, steps - 1), steps)
