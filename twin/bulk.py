@@ -224,8 +224,9 @@ class BulkRow:
         self._offset = np.arange(n, dtype=np.float64)[:, None]
 
         self._locks = np.tile(self._max_mhz, (len(_PATHS), 1))
-        self._ceilings: list[float] | None = None  # as `_locks` say
-        self._pending: list[_Write] = []
+        self._pending: list[_Write] = []  # that `_locks`, which hold at step `_at`, do not know of
+        self._held = self._locks.T.tolist()  # the locks of each host at `now`, by path
+        self._under_way: list[_Write] = []  # that `_held` does not know of
         self._written = 0
         none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
         self._state = _State(
@@ -284,7 +285,8 @@ class BulkRow:
             if block != self._block:
                 self._block, self._new = block, self._load.block(block)
             ahead = self._ahead = self._work_out(self._at, (block + 1) * _BLOCK - self._at, glance)
-        self._asked = step + 1
+        self._asked += 1
+        self._land()
         return ahead.power_w[step - ahead.first]
 
     def course_w(self, most: int = _BLOCK) -> list[float]:
@@ -296,6 +298,7 @@ class BulkRow:
         assert ahead is not None
         more = ahead.power_w[first + 1 - ahead.first :][: most - 1]
         self._asked += len(more)
+        self._land()
         return course + more
 
     def _commit(self, upto: int) -> None:
@@ -328,7 +331,6 @@ class BulkRow:
         while self._pending and self._pending[0].due <= upto * STEP_MS:
             write = heapq.heappop(self._pending)
             self._locks[write.path, write.host] = write.mhz
-            self._ceilings = None
 
     def _trips(self, heat: FloatArray, power: FloatArray) -> npt.NDArray[np.bool_]:
         opens: npt.NDArray[np.bool_] = (heat >= self._curve.pickup_ratio**2) | (
@@ -354,12 +356,21 @@ class BulkRow:
                 return
         self._written += 1
         place = _PATHS.index(path)
-        heapq.heappush(self._pending, _Write(self.now + late, self._written, place, host, mhz))
+        write = _Write(self.now + late, self._written, place, host, mhz)
+        heapq.heappush(self._pending, write)
+        heapq.heappush(self._under_way, write)
+        self._land()
         self._rewritten = True
+
+    def _land(self) -> None:
+        """Let what is due by now be in force."""
+        while self._under_way and self._under_way[0].due <= self.now:
+            write = heapq.heappop(self._under_way)
+            self._held[write.host][write.path] = write.mhz
 
     def landings(self, host: int) -> list[Instant]:
         """When the writes under way to a host land, the next first."""
-        return sorted(write.due for write in self._pending if write.host == host and write.due > self.now)
+        return sorted(write.due for write in self._under_way if write.host == host)
 
     def clock_mhz(self, host: int) -> float:
         """The SM clock that a host's GPUs show now: their ceiling at work, their lowest at rest."""
@@ -374,20 +385,12 @@ class BulkRow:
 
     def ceiling_mhz(self, host: int) -> float:
         """The clock that a host is held to now."""
-        if not self._pending or self._pending[0].due > self.now:
-            if self._ceilings is None:
-                self._ceilings = self._supported(self._locks.min(axis=0)).tolist()
-            return self._ceilings[host]
-        locks = self._locks[:, host].copy()
-        for write in sorted(w for w in self._pending if w.host == host and w.due <= self.now):
-            locks[write.path] = write.mhz
-        return float(self._supported(locks.min(), host))
+        return float(self.hosts[host].sku.round_down(min(self._held[host])))
 
-    def _supported(self, mhz: FloatArray | float, host: int | slice = slice(None)) -> FloatArray:
+    def _supported(self, mhz: FloatArray) -> FloatArray:
         """Clocks rounded down to what the boards support."""
-        lowest, step = self._min_mhz[host], self._step_mhz[host]
-        steps = np.maximum(0.0, (mhz - lowest) // step)
-        supported: FloatArray = np.minimum(self._max_mhz[host], lowest + steps * step)
+        steps = np.maximum(0.0, (mhz - self._min_mhz) // self._step_mhz)
+        supported: FloatArray = np.minimum(self._max_mhz, self._min_mhz + steps * self._step_mhz)
         return supported
 
     def _clocks(self, first: int, steps: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
