@@ -40,7 +40,7 @@ import math
 import pathlib
 from collections.abc import Collection, Sequence
 from itertools import combinations, pairwise
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -51,6 +51,7 @@ from twin.workload import Burst
 
 _LONGEST_MIN = 7 * 24 * 60  # a week
 _HIGHEST_RATIO = 3.0  # of a budget: no row holds as much
+_RAMP_S = 60.0  # in which an inlet warms up where the file does not say (our choice)
 
 
 class ScenarioError(ValueError):
@@ -157,7 +158,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def over_s(self) -> float:
         """When the last trouble is over: the last fault has ended, and the last burst has fallen."""
-        bursts = (burst.at_s + 2 * burst.rise_s + burst.hold_s for burst in self.demand.bursts)
+        bursts = map(_fallen_s, self.demand.bursts)
         return max((*bursts, *(fault.ends_s for fault in self.faults)), default=0.0)
 
 
@@ -205,6 +206,7 @@ def read_scenario(text: str, name: str) -> Scenario:
         faults=_faults(root, minutes),
         bounds=_bounds(root.table("judge")),
     )
+    _time_to_come_back(root, scenario)
     root.close()
     if root.problems:
         raise ScenarioError(root.problems)
@@ -247,7 +249,7 @@ def _demand(root: Table, minutes: float) -> Demand:
             root.missing("demand", "write [demand] with course, what the row would draw over time")
         return Demand(course=())
     demand = Demand(
-        course=_course(table),
+        course=_course(table, minutes),
         bursts=tuple(
             _burst(burst, minutes) for burst in table.tables("bursts", "the bursts of demand", needed=False)
         ),
@@ -265,7 +267,7 @@ def _wander(table: Table) -> float:
     return wander
 
 
-def _course(table: Table) -> tuple[tuple[float, float], ...]:
+def _course(table: Table, minutes: float) -> tuple[tuple[float, float], ...]:
     meaning = "[minute, share of the budget], the minutes rising"
     if not table.has("course"):
         table.missing("course", f"a list of {meaning}")
@@ -285,6 +287,8 @@ def _course(table: Table) -> tuple[tuple[float, float], ...]:
             entry.wrong(f"course[{index}]", f"must be {meaning}")
         elif not 0 <= item[0] <= _LONGEST_MIN:
             entry.wrong(f"course[{index}]", "must be of a minute from 0 on, a week at most")
+        elif item[0] > minutes:
+            entry.wrong(f"course[{index}]", f"must be of a minute up to {minutes:g}, the scenario's end")
         elif not 0 < item[1] <= _HIGHEST_RATIO:
             entry.wrong(
                 f"course[{index}]", f"must be of a share above 0 and at most {_HIGHEST_RATIO:g} of the budget"
@@ -296,6 +300,10 @@ def _course(table: Table) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
+def _fallen_s(burst: Burst) -> float:
+    return burst.at_s + 2 * burst.rise_s + burst.hold_s
+
+
 def _burst(table: Table, minutes: float) -> Burst:
     burst = Burst(
         at_s=_moment(table, minutes),
@@ -303,6 +311,8 @@ def _burst(table: Table, minutes: float) -> Burst:
         hold_s=table.number("hold_s", "seconds at its height", zero=True),
         height_ratio=_at_most(table, "height_ratio", "share of the budget", _HIGHEST_RATIO),
     )
+    if _fallen_s(burst) > minutes * 60 + 1e-6:
+        table.wrong("hold_s", f"must have fallen again by minute {minutes:g}, the scenario's end")
     table.close()
     return burst
 
@@ -351,27 +361,13 @@ def _fault(table: Table, minutes: float) -> Fault | None:
                 loss_ratio=_share(table, "loss_ratio", "share of what is written that is lost"),
             )
         case "meters":
-            how, factor = _how(table, get_args(MeterFault))
-            return MetersFail(
-                at_s=at_s,
-                lasts_s=lasts_s,
-                place=place,
-                how=cast("MeterFault", how),
-                share=_of(table, "row's meters"),
-                factor=factor,
-            )
+            sensors = _sensors(table, get_args(MeterFault), "row's meters")
+            return MetersFail(at_s=at_s, lasts_s=lasts_s, place=place, **sensors)
         case "gpus":
-            how, factor = _how(table, get_args(GpuFault))
-            return GpusFail(
-                at_s=at_s,
-                lasts_s=lasts_s,
-                place=place,
-                how=cast("GpuFault", how),
-                share=_of(table, "row's GPUs"),
-                factor=factor,
-            )
+            sensors = _sensors(table, get_args(GpuFault), "row's GPUs")
+            return GpusFail(at_s=at_s, lasts_s=lasts_s, place=place, **sensors)
         case "inlet":
-            ramp_s = table.number("ramp_s", "seconds", 60.0)
+            ramp_s = table.number("ramp_s", "seconds", min(_RAMP_S, lasts_s / 2))
             if 2 * ramp_s > lasts_s:
                 table.wrong("ramp_s", f"must be at most half of the {lasts_s:g} s that it lasts")
             return InletRises(
@@ -396,17 +392,25 @@ def _path(table: Table) -> Path:
     return cast("Path", table.choice("path", get_args(Path), "the command path"))
 
 
-def _how(table: Table, known: Sequence[str]) -> tuple[str, float]:
-    """How sensors fail, and by which factor one that lies does."""
-    how = table.choice("how", known, "how they fail")
+def _sensors(table: Table, known: Sequence[str], of: str) -> dict[str, Any]:
+    """How sensors fail, which share of them, and by which factor those that lie do."""
+    how, factor = table.choice("how", known, "how they fail"), 1.0
     if how == "lying":
-        return how, _at_most(table, "factor", "what is read, over what is so", 10.0)
-    if table.has("factor"):
+        factor = _at_most(table, "factor", "what is read, over what is so", 10.0)
+    elif table.has("factor"):
         table.wrong("factor", 'goes with how = "lying" alone')
-    return how, 1.0
+    return {"how": how, "share": _of(table, of), "factor": factor}
 
 
 # ---- bounds ----
+
+
+def _time_to_come_back(root: Table, scenario: Scenario) -> None:
+    """A bound that the scenario ends before would fail rows that have time left."""
+    back_min, left_s = scenario.bounds.back_min, scenario.seconds - scenario.over_s
+    if back_min is not None and back_min * 60 > left_s + 1e-6 and not root.problems:
+        rule = f"must be at most {left_s / 60:g}, the minutes from the last trouble to the scenario's end"
+        root.problems.append(f"{root.file}: judge.back_min = {back_min:g}: {rule}")
 
 
 def _bounds(table: Table | None) -> Bounds:

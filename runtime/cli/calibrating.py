@@ -14,6 +14,7 @@ from runtime.cli.calibrating_plant import clocks, training
 from runtime.cli.fidelity_plot import plot_fidelity
 from runtime.cli.out_folder import PICTURES, writable
 from runtime.cli.printing import Json, console, emit, progress, say
+from runtime.cli.seeds import Seed
 from runtime.config import ConfigError
 from runtime.whole_file import put
 from twin.provenance import written
@@ -33,7 +34,7 @@ def serving(
     *,
     runs: pathlib.Path,
     out: pathlib.Path,
-    seed: int = 1,
+    seed: Seed = 1,
     source: str = "own recordings",
     licence: str = "own",
 ) -> int:
@@ -115,7 +116,7 @@ def fidelity(
     runs: pathlib.Path,
     calibration: pathlib.Path | None = None,
     plot: pathlib.Path | None = None,
-    seed: int = 1,
+    seed: Seed = 1,
     json: Json = False,
 ) -> int:
     """Compare the twin of a serving GPU with recorded runs, run by run.

@@ -21,6 +21,7 @@ from runtime.cli.out_folder import emptied
 from runtime.cli.plots import plot_demo
 from runtime.cli.printing import Json, console, emit, print_walk, progress, share, span, watts
 from runtime.cli.replaying import policy_for, replay_source
+from runtime.cli.seeds import Seed
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup, load_setup
 from runtime.hosts.embedded import Records
@@ -56,7 +57,7 @@ class Arm(msgspec.Struct, frozen=True):
 def demo(
     *,
     minutes: int = 60,
-    seed: int = 1,
+    seed: Seed = 1,
     out: pathlib.Path = pathlib.Path("windrow-demo"),
     json: Json = False,
 ) -> int:

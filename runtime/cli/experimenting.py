@@ -13,6 +13,7 @@ from rich.table import Table
 
 from runtime.cli.experiment_plots import plot_added, plot_paths
 from runtime.cli.printing import Json, console, emit, progress, say
+from runtime.cli.seeds import Seeds
 from runtime.config import ConfigError
 from runtime.experiments.cases import Results, run_all
 from runtime.experiments.polca import NO_CAP, POLCA, Scale, Summary, cases_of, plan, summarise
@@ -74,7 +75,7 @@ def fit_week(
 def check_row(
     *,
     weeks: float = 6.0,
-    seeds: tuple[int, ...] = CALIBRATION_SEEDS,
+    seeds: Seeds = CALIBRATION_SEEDS,
     servers: int = PROVISIONED,
     arrivals: tuple[pathlib.Path, ...] = (),
     json: Json = False,

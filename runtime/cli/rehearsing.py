@@ -21,6 +21,7 @@ from runtime.cli.demo import SCENARIOS
 from runtime.cli.out_folder import emptied
 from runtime.cli.plots import plot_rehearsal
 from runtime.cli.printing import Json, console, emit, progress, say, share, span, watts
+from runtime.cli.seeds import Seed
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup, load_setup, read_text
 from runtime.rehearsal import Rehearsed, alone, minutes_of, play
@@ -42,7 +43,7 @@ def rehearse(
     site: pathlib.Path | None = None,
     policy: pathlib.Path | None = None,
     row: str = "",
-    seed: int = 1,
+    seed: Seed = 1,
     out: pathlib.Path | None = None,
     listed: Listed = False,
     json: Json = False,

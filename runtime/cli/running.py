@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from runtime.cli.operating import STATE_DIR
 from runtime.cli.printing import progress, say
+from runtime.cli.seeds import Seed
 from runtime.cli.stopping import until_stopped
 from runtime.clock import SystemClock
 from runtime.config import (
@@ -108,7 +109,7 @@ def record(
     policy: pathlib.Path | None = None,
     twin: pathlib.Path | None = None,
     kafka: Kafka = False,
-    seed: int = 1,
+    seed: Seed = 1,
     from_minute: float = 0.0,
     minutes: float | None = None,
 ) -> int:

@@ -14,6 +14,7 @@ from runtime.bus.keys import Keys
 from runtime.bus.publish_metrics import PublishMetrics
 from runtime.bus.publisher import Publisher
 from runtime.cli.printing import say
+from runtime.cli.seeds import Seed
 from runtime.cli.stopping import until_stopped
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, load_setup, read_host_config
@@ -33,7 +34,7 @@ twin.command("runtime.cli.calibrating:fidelity", name="fidelity")
 
 @twin.default
 def simulate(
-    *, config: pathlib.Path, rows: int = 0, seed: int = 1, speed: float = 1.0, hours: float | None = None
+    *, config: pathlib.Path, rows: int = 0, seed: Seed = 1, speed: float = 1.0, hours: float | None = None
 ) -> int:
     """Simulate the site's rows in real time: its collectors publish, its agents listen, its breakers open.
 

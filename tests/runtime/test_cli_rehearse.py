@@ -106,6 +106,7 @@ def test_what_cannot_be_played_is_refused_in_words(
         return capsys.readouterr().err
 
     assert "name a scenario: there is flash-crowd" in refused()
+    assert refused("heat", "--seed", "-1") == 'Invalid value "-1" for --seed. Must be >= 0.\n'
     assert "flash-crwd: is no file, and no scenario that ships: did you mean flash-crowd?" in refused(
         "flash-crwd"
     )

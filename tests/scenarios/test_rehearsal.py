@@ -142,7 +142,8 @@ def test_without_a_brake_a_failing_ups_drops_the_row(tmp_path: pathlib.Path) -> 
 
 
 def test_a_brake_more_than_allowed_is_failed_with_the_command(tmp_path: pathlib.Path) -> None:
-    text = CROWD.replace("[2, 1.09]", "[1.2, 1.09]").replace("minutes = 16", "minutes = 4")
+    text = CROWD.replace("[2, 1.09], [14, 1.09], [15, 0.6]", "[1.2, 1.09]")
+    text = text.replace("minutes = 16", "minutes = 4")
     policy = msgspec.structs.replace(DEFAULT_POLICY, variant="no_cap")
     found = rehearse(scenario(text), tmp_path, policy=policy)
     verdict = by_name(found)[BRAKES]
@@ -275,7 +276,8 @@ def test_the_same_seed_is_the_same_rehearsal(tmp_path: pathlib.Path) -> None:
 def test_a_row_that_cannot_draw_so_much_says_so(tmp_path: pathlib.Path) -> None:
     site = tmp_path / "site.toml"
     site.write_text(row_text(4, budget_w=60_000.0), encoding="utf-8")
-    found = rehearse(scenario(CROWD.replace("minutes = 16", "minutes = 1")), tmp_path, site=site)
+    text = CROWD.replace("[1, 0.7], [2, 1.09], [14, 1.09], [15, 0.6]", "[1, 1.09]")
+    found = rehearse(scenario(text.replace("minutes = 16", "minutes = 1")), tmp_path, site=site)
     assert "this row draws 0.4" in found.remark or "this row draws 0.3" in found.remark
 
 

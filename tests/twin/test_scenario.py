@@ -14,6 +14,7 @@ from twin.demand import Drawn, drawn, highest, load_of
 from twin.row import TwinRow
 from twin.scenario import (
     Demand,
+    InletRises,
     MetersFail,
     Scenario,
     ScenarioError,
@@ -75,6 +76,13 @@ def test_it_says_in_seconds_what_the_file_says_in_minutes() -> None:
     assert found.bounds.hot_s == 5.0
 
 
+def test_an_inlet_that_says_no_ramp_warms_up_in_a_minute_or_in_half_of_its_time() -> None:
+    for minutes, ramp_s in ((3, 60.0), (1.5, 45.0)):
+        (inlet,) = read(fault("inlet", "rise_c = 9").replace("minutes = 3", f"minutes = {minutes}")).faults
+        assert isinstance(inlet, InletRises)
+        assert inlet.ramp_s == ramp_s
+
+
 def test_the_trouble_is_over_when_the_last_burst_has_fallen() -> None:
     late = BURST.replace("at_min = 1", "at_min = 5")
     assert read(late, fault("inlet", "rise_c = 5")).over_s == 370.0
@@ -111,6 +119,15 @@ def test_the_trouble_is_over_when_the_last_burst_has_fallen() -> None:
         ),
         ("[judge]\nbrakes = 0.5", "judge.brakes = 0.5: must be a whole number"),
         ("[judge]\nback = 5", "judge.back = 5: no such key here; did you mean back_min?"),
+        (fault("inlet", "rise_c = 9").replace("minutes = 3", "minutes = 9"), "[0].minutes = 9: must end by"),
+        (
+            BURST.replace("hold_s = 30", "hold_s = 510"),
+            "demand.bursts[0].hold_s = 510: must have fallen again by minute 10, the scenario's end",
+        ),
+        (
+            fault("ups_failover") + "[judge]\nback_min = 6",
+            "judge.back_min = 6: must be at most 5, the minutes from the last trouble to the scenario's end",
+        ),
         (BURST.replace("rise_s = 20", "rise_s = 0"), "demand.bursts[0].rise_s = 0: must be above zero"),
         ("[fault]", "fault = {}: no such key here; did you mean faults?"),
     ],
@@ -130,6 +147,7 @@ def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(part: str
         ("[[-1, 0.5]]", "course[0] = [-1, 0.5]: must be of a minute from 0 on"),
         ("[[0, 0.5], 1]", "course[1] = 1: must be [minute, share of the budget]"),
         ("[[0, nan]]", "course[0] = "),
+        ("[[0, 0.5], [11, 0.6]]", "course[1] = [11, 0.6]: must be of a minute up to 10, the scenario's end"),
     ],
 )
 def test_a_course_of_demand_is_minutes_and_shares(course: str, said: str) -> None:
