@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import msgspec
 from cyclopts import App
@@ -12,6 +15,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from runtime.cli.experiment_plots import plot_added, plot_paths
+from runtime.cli.out_folder import writable
 from runtime.cli.printing import Json, console, emit, progress, say
 from runtime.cli.seeds import Seeds
 from runtime.config import ConfigError
@@ -27,6 +31,7 @@ from runtime.experiments.row import (
     RowCheck,
     row_check,
 )
+from runtime.whole_file import put
 from twin.weekly import fitted_on
 
 FIRST_SEED = 11
@@ -54,12 +59,12 @@ def fit_week(
     json
         Print the shape and its provenance as one line of JSON.
     """
-    try:
-        fitted = fitted_on(file, licence, f"windrow experiment fit-week {file}")
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
     if out is not None:
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(fitted), indent=2) + b"\n")
+        writable(out)
+    with _for_operators():
+        fitted = fitted_on(file, licence, f"windrow experiment fit-week {file}")
+        if out is not None:
+            put(out, msgspec.json.format(msgspec.json.encode(fitted), indent=2) + b"\n")
     if json:
         emit(fitted)
         return 0
@@ -97,8 +102,8 @@ def check_row(
     json
         Print what it came to as one line of JSON.
     """
-    if weeks <= 0:
-        raise ConfigError(f"--weeks {weeks:g}: must be above 0")
+    if not 0 < weeks < math.inf:
+        raise ConfigError(f"--weeks {weeks:g}: must be above 0, and finite")
     checks: list[RowCheck] = []
     with progress("weeks") as bars:
         for seed in seeds:
@@ -107,10 +112,8 @@ def check_row(
             def told(done: float, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=round(done * weeks, 2))
 
-            try:
+            with _for_operators():
                 checks.append(row_check(weeks, seed, servers=servers, arrivals=arrivals, told=told))
-            except (OSError, ValueError) as error:
-                raise ConfigError(str(error)) from error
     if json:
         emit(checks)
     else:
@@ -192,9 +195,10 @@ def polca(
     json
         Print every figure as one line of JSON.
     """
-    if min(seeds, other_seeds, sweep_days) <= 0 or min(sweep_seeds, jobs) < 0:
+    if min(seeds, other_seeds) <= 0 or not 0 < sweep_days < math.inf or min(sweep_seeds, jobs) < 0:
         raise ConfigError(
-            "--seeds, --other-seeds and --sweep-days must be above 0, --sweep-seeds and --jobs not below 0"
+            "--seeds, --other-seeds and --sweep-days must be above 0 (and finite), "
+            "--sweep-seeds and --jobs not below 0"
         )
     scale = QUICK
     if not quick:
@@ -206,7 +210,7 @@ def polca(
         )
     points = plan(scale, tuple(str(path) for path in arrivals))
     cases = cases_of(points)
-    try:
+    with _for_operators():
         results = Results(out / "runs")
         with progress("simulated days") as bars:
             unique = {case.key: case.days for case in cases}
@@ -217,8 +221,6 @@ def polca(
         summaries = [summarise(point, found) for point in points]
         pictures = [*plot_added(summaries, out), *plot_paths(summaries, out)]
         page = write_report(out, summaries, " ".join(["windrow", *sys.argv[1:]]), pictures)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
     headline = [each for each in summaries if each.sweep == "headline"]
     if json:
         emit(summaries)
@@ -231,6 +233,18 @@ def polca(
     for miss in wrong:
         print(miss, file=sys.stderr)
     return 1 if wrong else 0
+
+
+@contextlib.contextmanager
+def _for_operators() -> Iterator[None]:
+    """What is wrong with files is for whoever named them."""
+    try:
+        yield
+    except OSError as error:
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConfigError(words) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _print_summaries(summaries: list[Summary]) -> None:

@@ -167,7 +167,26 @@ def test_a_miss_is_called_a_miss() -> None:
     assert not found["a row without caps brakes"].held
     assert not rows[0].meets
     assert summary().meets
+    assert found["P50 latency, high priority"].verdict == "**missed**"
     assert {fact.source for fact in found.values()} == {"published", "secondary", "recalled", "ours"}
+
+
+def test_a_week_of_six_is_no_more_than_that() -> None:
+    whole, part = (
+        {fact.what: fact for fact in facts([summary(days=days), summary(policy=NO_CAP, days=7.0, brakes=3)])}
+        for days in (42.0, 14.0)
+    )
+    brakes = "power brakes under POLCA in six weeks"
+    assert (whole[brakes].here, whole[brakes].verdict) == ("0 in 6 weeks", "held")
+    assert (part[brakes].here, part[brakes].verdict) == ("0 in 2 weeks", "held so far")
+    assert part["every baseline brakes, in six weeks"].here == "No-cap 3 in 1 week"
+
+
+def test_the_report_says_how_long_each_sweep_was_run_and_what_its_weeks_are(tmp_path: Path) -> None:
+    rows = [summary(), summary(policy=NO_CAP), summary(sweep="thresholds", runs=2, days=0.5)]
+    page = write_report(tmp_path, rows, "windrow experiment polca", []).read_text()
+    assert "## +30 % servers, 1 week for each seed\n\n| setting" in page
+    assert "## Thresholds, 6 hours for each seed\n\nRuns of 6 hours about the week's busiest" in page
 
 
 def test_the_report_has_every_point(tmp_path: Path) -> None:
@@ -195,7 +214,14 @@ def test_the_report_has_every_point(tmp_path: Path) -> None:
         (["polca", "--sweep-days", "0"], "--sweep-days must be above 0"),
         (["row-check", "--weeks", "0"], "--weeks 0: must be above 0"),
         (["row-check", "--weeks", "0.01", "--arrivals", os.devnull], "has no column"),
+        (["polca", "--sweep-days", "inf"], "--sweep-days must be above 0 (and finite)"),
+        (["polca", "--quick", "--arrivals", "none.csv"], "none.csv: No such file or directory"),
+        (["polca", "--quick", "--out", os.devnull], f"{os.devnull}/runs: Not a directory"),
+        (["row-check", "--weeks", "inf"], "--weeks inf: must be above 0, and finite"),
+        (["row-check", "--seeds", "-1"], "Must be >= 0"),
         (["fit-week", os.devnull], "has no columns hour_of_week"),
+        (["fit-week", "none.csv"], "none.csv: No such file or directory"),
+        (["fit-week", os.devnull, "--out", f"{os.devnull}/shape.json"], "cannot be"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
