@@ -4,12 +4,14 @@ nodes and from sweeps of power limits, and how close it comes on what it was not
 from __future__ import annotations
 
 import pathlib
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from runtime.cli.calibration_plots import plot_clocks, plot_training
 from runtime.cli.out_folder import PICTURES, writable
-from runtime.cli.printing import Json, console, emit, say
+from runtime.cli.printing import console, emit, say
 from runtime.config import ConfigError
 from runtime.whole_file import put
 from twin.clocks import fidelity as clock_fidelity
@@ -19,10 +21,18 @@ from twin.training import fidelity as training_fidelity
 from twin.training import fit as training_fit
 from twin.training.recorded import UnusableRecording, read_wall_power
 
+_Out = Annotated[pathlib.Path, Parameter(help="The file to write.")]
+_Plot = Annotated[pathlib.Path | None, Parameter(help="Also draw a picture to this file.")]
+_Errors = Annotated[bool, Parameter(name="--json", negative="", help="Print the errors as one line of JSON.")]
 
-def training(
-    *, data: pathlib.Path, out: pathlib.Path, plot: pathlib.Path | None = None, json: Json = False
-) -> int:
+
+def _places(out: pathlib.Path, plot: pathlib.Path | None) -> None:
+    writable(out)
+    if plot is not None:
+        writable(plot, PICTURES)
+
+
+def training(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors = False) -> int:
     """Fit training nodes to the recorded wall power of a job, and judge them on what was left out.
 
     Takes a minute.
@@ -31,16 +41,8 @@ def training(
     ----------
     data
         The folder of recordings: gpu_power/mlperf/ with the job of 64 nodes and the one of 8 below it.
-    out
-        The file to write.
-    plot
-        Also draw a picture to this file.
-    json
-        Print the errors as one line of JSON.
     """
-    writable(out)
-    if plot is not None:
-        writable(plot, PICTURES)
+    _places(out, plot)
     try:
         made = training_fit.calibrate(data)
         found = training_fidelity.report(data)
@@ -66,9 +68,7 @@ def training(
     return 0
 
 
-def clocks(
-    *, data: pathlib.Path, out: pathlib.Path, plot: pathlib.Path | None = None, json: Json = False
-) -> int:
+def clocks(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors = False) -> int:
     """Fit boards' clock axes to sweeps of their power limits, judge them on workloads left out, and ask
     whether the axis that safe shares are worked out with is safe on them.
 
@@ -78,16 +78,8 @@ def clocks(
     ----------
     data
         The folder of recordings: gpu_power/zeus/ with a sweep per board below it.
-    out
-        The file to write.
-    plot
-        Also draw a picture to this file.
-    json
-        Print the errors as one line of JSON.
     """
-    writable(out)
-    if plot is not None:
-        writable(plot, PICTURES)
+    _places(out, plot)
     try:
         made = clock_fit.calibrate(data)
         found = clock_fidelity.report(data)
