@@ -40,9 +40,13 @@ def table(summaries: Sequence[Summary]) -> str:
             f"| {each.setting} | {each.policy} | {each.servers} | {each.runs} × {each.days / each.runs:g} "
             f"| {each.brakes} | {each.trips} | {each.peak_ratio:.3f} | "
             + " | ".join(cells)
-            + f" | {'met' if each.meets else 'missed'} |"
+            + f" | {_met(each)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _met(each: Summary) -> str:
+    return "met" if each.meets else "missed"
 
 
 def as_csv(summaries: Sequence[Summary]) -> str:
@@ -59,6 +63,7 @@ def as_csv(summaries: Sequence[Summary]) -> str:
                 row[f"{name}_ci95"] = "" if value.half is None else f"{value.half:.6g}"
             else:
                 row[name] = value
+        row["objectives"] = _met(each)
         rows.append(row)
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

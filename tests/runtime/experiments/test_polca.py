@@ -185,6 +185,8 @@ def test_a_week_of_six_is_no_more_than_that() -> None:
 def test_the_report_says_how_long_each_sweep_was_run_and_what_its_weeks_are(tmp_path: Path) -> None:
     rows = [summary(), summary(policy=NO_CAP), summary(sweep="thresholds", runs=2, days=0.5)]
     page = write_report(tmp_path, rows, "windrow experiment polca", []).read_text()
+    told = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    assert [row["objectives"] for row in told] == ["met"] * 3
     assert "## +30 % servers, 1 week for each seed\n\n| setting" in page
     assert "## Thresholds, 6 hours for each seed\n\nRuns of 6 hours about the week's busiest" in page
 
