@@ -23,7 +23,8 @@ moved back by as much, so that orders and ages are what they were and nothing li
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -228,24 +229,12 @@ def fold(state: ViewState, events: Iterable[Event]) -> ViewState:
     """The state after `events`, in the order given; events of other types pass by."""
     events = tuple(events)
     for event in events:
-        if isinstance(event, PowerRollup) and state.last is not None and event.at < state.last.at:
+        if type(event) is PowerRollup and state.last is not None and event.at < state.last.at:
             _set_back(state, state.last.at - event.at)
     for event in events:
-        if isinstance(event, Outcome):
-            _outcome(state, event)
-        elif isinstance(event, LockClocks | Brake):
-            _command(state, event)
-        elif isinstance(event, PowerRollup):
-            state.rollup = event
-        elif isinstance(event, PeakForecast):
-            state.forecast = event
-        elif isinstance(event, Decision):
-            state.last = event
-            state.first = state.first or event
-        elif isinstance(event, Emergency):
-            _emergency(state, event)
-        else:
-            _operator(state, event)
+        take = _TAKES.get(type(event))
+        if take is not None:
+            take(state, event)
     return state
 
 
@@ -284,6 +273,19 @@ def _moved(asked: Asked, by: Span) -> Asked:
 def _earlier(at: Instant, by: Span) -> Instant:
     """`at` moved back; zero is never, and stays so."""
     return at - by if at else 0
+
+
+def _rollup(state: ViewState, event: PowerRollup) -> None:
+    state.rollup = event
+
+
+def _forecast(state: ViewState, event: PeakForecast) -> None:
+    state.forecast = event
+
+
+def _decision(state: ViewState, event: Decision) -> None:
+    state.last = event
+    state.first = state.first or event
 
 
 def _emergency(state: ViewState, event: Emergency) -> None:
@@ -404,3 +406,15 @@ def _let_go(brake: Control, lock: Asked) -> None:
 
 def _is(asked: Asked | None, command: str) -> bool:
     return asked is not None and asked.id == command
+
+
+_TAKES: Mapping[type[Event], Callable[[ViewState, Any], None]] = {
+    PowerRollup: _rollup,
+    PeakForecast: _forecast,
+    Decision: _decision,
+    Emergency: _emergency,
+    **dict.fromkeys((LockClocks, Brake), _command),
+    **dict.fromkeys(Outcome.__subclasses__(), _outcome),
+    **dict.fromkeys((Pin, Unpin, ReleaseAll, Resume, ResetBlastRadius), _operator),
+}
+"""What `fold` does with an event, by its type."""

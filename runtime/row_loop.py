@@ -128,7 +128,7 @@ class RowLoop:
         """
         beats: list[Beat] = []
         for event in events:
-            if isinstance(event, Tick):
+            if type(event) is Tick:
                 beats.append(self._beat(state, event))
             else:
                 state.pending.append(event)

@@ -268,6 +268,6 @@ class Stillness:
         """Devices last read at `at` with a run long enough, in samples and in time, over which a
         witness swung by `moves` (broadcast against the witnesses) or more."""
         long: BoolArray = (self.count >= rules.still_samples) & (at - self.since >= rules.still_ms)
-        if long.any():
+        if np.count_nonzero(long):
             long &= (self._sworn == self.since) & np.any(self.high - self.low >= moves, axis=0)
         return long

@@ -228,12 +228,12 @@ class Rollup:
                     while frames and frames[0].at <= event.at - mean_ms:
                         del frames[0]
                     frames.append(event)  # type: ignore[arg-type]
-            elif isinstance(event, Tick):
+            elif type(event) is Tick:
                 if event.subject == self._row.path:
                     out.append(self._roll(state, event.at))
-            elif isinstance(event, RackSample):
+            elif type(event) is RackSample:
                 self._take_walls(state, event)
-            elif isinstance(event, FeedSample):
+            elif type(event) is FeedSample:
                 meter = self._meters.get(event.subject)
                 if meter is not None:
                     if verdict := state.meter_clocks.accept(meter, event.at):
@@ -453,7 +453,7 @@ class Rollup:
         known_at: Instant | None
         if metered_w is not None:
             basis, power_w, upper_w = "meter", metered_w, max(metered_w, hosts.floor_w, summed_w or 0.0)
-            coverage, known_at = 1.0, int(state.meter_at.min())
+            coverage, known_at = 1.0, min(state.meter_at.tolist())
             cause = tuple(state.meter_ids)
         else:
             basis, power_w, upper_w = ("sum" if hosts.covered else "unknown"), summed_w, hosts.most_w
@@ -552,9 +552,8 @@ class Rollup:
         """The devices whose reading, taken `at`, is neither older than `oldest` nor stuck."""
         fresh: BoolArray = at >= oldest
         stuck = fresh & still.stuck(at, moves, self._rules)
-        if not fresh.all():
-            state.count("stale", int(((at != NEVER) & ~fresh).sum()))
-        state.count("stuck", int(stuck.sum()))
+        state.count("stale", int(np.count_nonzero((at != NEVER) & ~fresh)))
+        state.count("stuck", int(np.count_nonzero(stuck)))
         return fresh & ~stuck
 
     def _believed_walls(self, state: RollupState, now: Instant, gpus_w: FloatArray) -> BoolArray:
@@ -591,7 +590,8 @@ class Rollup:
             return None
         moves = rules.power_move_ratio * self._row.rated_w
         oldest = now - rules.meter_stale_ms
-        if not self._believed(state, state.meter_at, state.meter_still, oldest, moves).all():
+        believed = self._believed(state, state.meter_at, state.meter_still, oldest, moves)
+        if np.count_nonzero(believed) < len(self._meters):
             return None
         metered_w = float(state.meter_w.sum())
         if summed_w is not None:  # without a sum to compare with, what was last said of the meters stands

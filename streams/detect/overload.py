@@ -133,13 +133,13 @@ class OverloadDetector:
         """Take the events in; what they raise, escalate and clear."""
         out: list[Emergency] = []
         for event in events:
-            if isinstance(event, PowerRollup):
+            if type(event) is PowerRollup:
                 if event.subject == self._row.path and event.at != state.rolled_at:
                     state.rolled_at = event.at
                     self._take_rollup(state, event, out)
-            elif isinstance(event, UpsSample) and self._listens_to(event.subject):
+            elif type(event) is UpsSample and self._listens_to(event.subject):
                 self._take_ups(state, event, out)
-            elif isinstance(event, FeedSample) and event.subject in self._feeds:
+            elif type(event) is FeedSample and event.subject in self._feeds:
                 self._take_feed(state, event, out)
         return state, out
 
