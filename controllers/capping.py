@@ -363,7 +363,8 @@ def _settings(view: View, policy: CappingPolicy, mode: str) -> tuple[Setting, ..
     for host in view.row.hosts:
         kind = (host.sku.name, host.priority, host.paths)
         if kind not in alike:
-            alike[kind] = (_clock(policy, mode, host), policy.path_to(host, brake=brake))
+            mhz = clock_of(policy.clocks_of(host.sku), host.sku, mode, host.priority)
+            alike[kind] = (mhz, policy.path_to(host, brake=brake))
         mhz, path = alike[kind]
         out.append(
             Setting(target=host.path, max_mhz=mhz, path=path, on_expiry=direction, brake=brake, owner=owner)
@@ -604,46 +605,42 @@ def _doing(view: View, policy: CappingPolicy, now: Instant, mode: str, notes: di
     """What the mode asks, of how many hosts, and how many were seen to obey."""
     if mode == "U":
         return "every host may run at its highest clock"
-    groups: dict[Priority, list[Host]] = {"low": [], "high": []}
-    for host in view.row.hosts:
+    wishes = settings(view, policy, mode)
+    groups: dict[Priority, list[Setting]] = {"low": [], "high": []}
+    for host, wish in zip(view.row.hosts, wishes, strict=True):
         if host.path not in view.released:
-            groups[host.priority].append(host)
+            groups[host.priority].append(wish)
     if mode == "B":
-        obey = _obey(view, policy, now, mode, view.row.hosts)
+        obey = _obey(view, now, wishes)
         words = f"power brake on all {len(view.row.hosts)} hosts ({obey})"
         if "calm_since" in notes:
             words += f"; calm for {_seconds(now - int(notes['calm_since']))}"
         return words
     parts = [
-        f"{priority} priority ({len(hosts)} hosts) to {_clocks(policy, mode, hosts)} "
-        f"({_obey(view, policy, now, mode, hosts)})"
-        for priority, hosts in groups.items()
-        if hosts and caps(mode, priority)
+        f"{priority} priority ({len(group)} hosts) to {_clocks(group)} ({_obey(view, now, group)})"
+        for priority, group in groups.items()
+        if group and caps(mode, priority)
     ]
     if mode == "T2a" and policy.variant.startswith("polca") and groups["high"]:
         parts.append("high priority waits until that has landed")
-    hosts = [*groups["low"], *groups["high"]]
-    silent = [host.path for host in hosts if gave_up(view.control(host.path), policy, now)]
+    asked = [*groups["low"], *groups["high"]]
+    silent = [wish.target for wish in asked if gave_up(view.control(wish.target), policy, now)]
     if silent:
         parts.append(f"not waited for after {policy.retries + 1} attempts: {_some(silent)}")
     return "; ".join(parts)
 
 
-def _obey(view: View, policy: CappingPolicy, now: Instant, mode: str, hosts: Sequence[Host]) -> str:
+def _obey(view: View, now: Instant, wishes: Sequence[Setting]) -> str:
     count = 0
-    for host in hosts:
-        ceiling, wish = view.control(host.path).loosest(now), _clock(policy, mode, host)
-        count += ceiling is not None and ceiling <= wish
-    return f"{count} of {len(hosts)} verified"
+    for wish in wishes:
+        ceiling = view.control(wish.target).loosest(now)
+        count += ceiling is not None and ceiling <= wish.max_mhz
+    return f"{count} of {len(wishes)} verified"
 
 
-def _clocks(policy: CappingPolicy, mode: str, hosts: Sequence[Host]) -> str:
-    clocks = sorted({_clock(policy, mode, host) for host in hosts})
+def _clocks(wishes: Sequence[Setting]) -> str:
+    clocks = sorted({wish.max_mhz for wish in wishes})
     return "/".join(str(clock) for clock in clocks) + " MHz"
-
-
-def _clock(policy: CappingPolicy, mode: str, host: Host) -> int:
-    return clock_of(policy.clocks_of(host.sku), host.sku, mode, host.priority)
 
 
 def _spike(view: View, policy: CappingPolicy, mode: str, look: Look) -> str:
