@@ -61,7 +61,7 @@ def fit_week(
     """
     if out is not None:
         writable(out)
-    with _for_operators():
+    with _for_operators(out or file):
         fitted = fitted_on(file, licence, f"windrow experiment fit-week {file}")
         if out is not None:
             put(out, msgspec.json.format(msgspec.json.encode(fitted), indent=2) + b"\n")
@@ -112,7 +112,7 @@ def check_row(
             def told(done: float, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=round(done * weeks, 2))
 
-            with _for_operators():
+            with _for_operators(arrivals[0] if arrivals else pathlib.Path()):
                 checks.append(row_check(weeks, seed, servers=servers, arrivals=arrivals, told=told))
     if json:
         emit(checks)
@@ -210,7 +210,7 @@ def polca(
         )
     points = plan(scale, tuple(str(path) for path in arrivals))
     cases = cases_of(points)
-    with _for_operators():
+    with _for_operators(out):
         results = Results(out / "runs")
         with progress("simulated days") as bars:
             unique = {case.key: case.days for case in cases}
@@ -236,13 +236,12 @@ def polca(
 
 
 @contextlib.contextmanager
-def _for_operators() -> Iterator[None]:
-    """What is wrong with files is for whoever named them."""
+def _for_operators(place: pathlib.Path) -> Iterator[None]:
+    """What is wrong with files is for whoever named them; `place` is one that an error does not name."""
     try:
         yield
     except OSError as error:
-        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise ConfigError(words) from error
+        raise ConfigError(f"{error.filename or place}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

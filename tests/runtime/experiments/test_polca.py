@@ -1,6 +1,7 @@
 """POLCA's evaluation as a whole: a few busy hours of it, what is kept of it, and what it is made of."""
 
 import csv
+import errno
 import os
 from pathlib import Path
 
@@ -208,6 +209,17 @@ def test_the_report_has_every_point(tmp_path: Path) -> None:
     assert all(row["high_p50_ci95"] for row in rows if row["sweep"] == "headline")
     assert table(summaries).count("\n") == len(points) + 2
     assert all((tmp_path / file).stat().st_size > 10_000 for file, _ in pictures)
+
+
+def test_a_full_disk_is_said_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runtime.cli.experimenting.run_all", full)
+    assert run(["experiment", "polca", "--quick", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}: No space left on device\n"
 
 
 @pytest.mark.parametrize(
