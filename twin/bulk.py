@@ -225,7 +225,8 @@ class BulkRow:
 
         self._locks = np.tile(self._max_mhz, (len(_PATHS), 1))
         self._pending: list[_Write] = []  # that `_locks`, which hold at step `_at`, do not know of
-        self._held = self._locks.T.tolist()  # the locks of each host at `now`, by path
+        self._held: list[list[float]] = self._locks.T.tolist()  # the locks of each host at `now`, by path
+        self._ceilings: list[float] = self._max_mhz.tolist()  # what they come to
         self._under_way: list[_Write] = []  # that `_held` does not know of
         self._written = 0
         none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
@@ -366,7 +367,9 @@ class BulkRow:
         """Let what is due by now be in force."""
         while self._under_way and self._under_way[0].due <= self.now:
             write = heapq.heappop(self._under_way)
-            self._held[write.host][write.path] = write.mhz
+            held = self._held[write.host]
+            held[write.path] = write.mhz
+            self._ceilings[write.host] = float(self.hosts[write.host].sku.round_down(min(held)))
 
     def landings(self, host: int) -> list[Instant]:
         """When the writes under way to a host land, the next first."""
@@ -385,7 +388,7 @@ class BulkRow:
 
     def ceiling_mhz(self, host: int) -> float:
         """The clock that a host is held to now."""
-        return float(self.hosts[host].sku.round_down(min(self._held[host])))
+        return self._ceilings[host]
 
     def _supported(self, mhz: FloatArray) -> FloatArray:
         """Clocks rounded down to what the boards support."""
