@@ -24,7 +24,16 @@ _INK = {
     "1-Thresh-All": "#777777",
     "No-cap": "#b04a3a",
 }
-_MARK = {POLCA: "o", "POLCA with forecast": "s", "POLCA in band": "D", "Proportional": "^"}
+_MARK = {
+    POLCA: "o",
+    "POLCA with forecast": "s",
+    "POLCA in band": "D",
+    "Proportional": "^",
+    "Proportional in band": "v",
+    "1-Thresh-Low-Pri": "x",
+    "1-Thresh-All": "+",
+    "No-cap": "*",
+}
 _LATENCIES = (
     ("high_p50", "high priority, P50", 0.01, "published"),
     ("high_p99", "high priority, P99", 0.05, "recalled"),
@@ -67,7 +76,10 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     plt.close(figure)
     return [
         ("brakes.png", "Power brakes a week against servers added, by policy"),
-        ("latency.png", "Latency against servers added, by policy and priority"),
+        (
+            "latency.png",
+            "Latency against servers added, by policy and priority; 95 % intervals of POLCA and of ours",
+        ),
     ]
 
 
@@ -115,16 +127,18 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
 
 
 def _lines(axes: Axes, rows: Sequence[Summary], field: str, scale: float, *, confidence: bool = True) -> None:
-    """A line for each policy, a little beside each other, since many lie on one another."""
+    """A line for each policy, a little beside each other, since many lie on one another. The intervals of the
+    study's baselines, which leave the panel where they fail, would hide the rest: they are in the tables."""
     policies = list(dict.fromkeys(each.policy for each in rows))
     for place, policy in enumerate(policies):
         aside = 0.25 * (place - (len(policies) - 1) / 2)
         mine = [each for each in rows if each.policy == policy]
         values: list[Figure] = [getattr(each, field) for each in mine]
+        told = confidence and policy.startswith("P")
         axes.errorbar(
             [_added(each) + aside for each in mine],
             [value.mean * scale for value in values],
-            [(value.half or 0.0) * scale for value in values] if confidence else None,
+            [(value.half or 0.0) * scale for value in values] if told else None,
             label=policy,
             color=_INK.get(policy),
             marker=_MARK.get(policy, "x"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from runtime.cli import experiment_plots
 from runtime.cli.app import run
 from runtime.cli.experiment_plots import plot_added, plot_paths
 from runtime.experiments.cases import Case, Result, Results, run_all, run_case
@@ -133,6 +134,12 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
         for each in point.cases:
             assert each.policy is not None
             assert each.policy.unfit_for(row_setup(each.servers).site.rows[0]) == ()
+
+
+def test_every_policy_has_a_colour_and_a_mark_of_its_own() -> None:
+    for drawn in (experiment_plots._INK, experiment_plots._MARK):
+        assert set(drawn) == set(POLICIES)
+        assert len(set(drawn.values())) == len(drawn)
 
 
 def test_servers_are_added_in_pairs() -> None:
