@@ -115,12 +115,13 @@ class _Running(NamedTuple):
 
 
 class _Prompts(NamedTuple):
-    """A stretch's prompts. `prefilling` (the share of the step) and `tokens` (in the prompts at hand) are
-    (hosts, steps), `waiting` is left over; the rest has one entry for each prompt that was through: its host,
-    the step, how long before that step's end (in steps), and its request."""
+    """A stretch's prompts. `prefilling` (the share of the step), `tokens` (in the prompts at hand) and
+    `began` (how many answers) are (hosts, steps), `waiting` is left over; the rest has one entry for each
+    prompt that was through: its host, the step, how long before that step's end (in steps), its request."""
 
     prefilling: FloatArray
     tokens: FloatArray
+    began: IntArray
     waiting: _Waiting
     host: IntArray
     step: IntArray
@@ -131,8 +132,8 @@ class _Prompts(NamedTuple):
 
 class _Answers(NamedTuple):
     """A stretch's answers: those under way before, then those that began. `over` says which ended, and
-    `over_step` when; `rate` and `decoded` are tokens per answer in each step and up to its end, `began` how
-    many began in it, `batch` and `after` how many were under way at its beginning and its end."""
+    `over_step` when; `rate` and `decoded` are tokens per answer in each step and up to its end, `batch` and
+    `after` how many were under way at its beginning and its end."""
 
     host: IntArray
     target: FloatArray
@@ -140,7 +141,6 @@ class _Answers(NamedTuple):
     over_step: IntArray
     rate: FloatArray
     decoded: FloatArray
-    began: IntArray
     batch: FloatArray
     after: FloatArray
 
@@ -151,7 +151,6 @@ class _State(NamedTuple):
     waiting: _Waiting
     running: _Running
     overhead_w: FloatArray  # (hosts,)
-    heat: float
 
 
 class _Stretch(NamedTuple):
@@ -163,7 +162,6 @@ class _Stretch(NamedTuple):
     power_w: list[float]
     busy: FloatArray  # (hosts, steps): share of the step with work
     end: _State
-    heat: FloatArray
     arrived: IntArray  # (hosts,)
     done_host: IntArray
     done_latency_s: FloatArray
@@ -234,12 +232,13 @@ class BulkRow:
             _Waiting(nobody, none, none, none, none),
             _Running(nobody, none, none, none),
             self._overhead_idle[:, 0].copy(),
-            0.6**2,
         )
+        self._heat = 0.6**2  # of the breaker, at the same moment
         self._at = 0  # the step that `_state` is the beginning of
         self._asked = 0  # steps handed on
         self._block = -1
         self._new = Arrivals(none, nobody, none, none)
+        self._new_work = none
         self._ahead: _Stretch | None = None
         self._rewritten = False
         self._hot = False
@@ -285,6 +284,7 @@ class BulkRow:
             block = step // _BLOCK
             if block != self._block:
                 self._block, self._new = block, self._load.block(block)
+                self._new_work = self._curves.prefill_seconds(self._new.prompt)
             ahead = self._ahead = self._work_out(self._at, (block + 1) * _BLOCK - self._at, glance)
         self._asked += 1
         self._land()
@@ -317,7 +317,7 @@ class BulkRow:
         totals.energy_j += float(power.sum()) * _DT
         totals.peak_w = max(totals.peak_w, float(power.max()))
         totals.over_budget_s += float((power > self.budget_w).sum()) * _DT
-        hot = np.concatenate(((self._hot,), self._trips(ahead.heat, power)))
+        hot = np.concatenate(((self._hot,), self._trips(power)))
         totals.trips += int((hot[1:] & ~hot[:-1]).sum())
         self._hot = bool(hot[-1])
         totals.capped_host_s += np.bincount(self._class, ahead.capped, 2)
@@ -333,7 +333,12 @@ class BulkRow:
             write = heapq.heappop(self._pending)
             self._locks[write.path, write.host] = write.mhz
 
-    def _trips(self, heat: FloatArray, power: FloatArray) -> npt.NDArray[np.bool_]:
+    def _trips(self, power: FloatArray) -> npt.NDArray[np.bool_]:
+        """In which of the next steps the breaker would be open; its heat goes on by them."""
+        warm = -np.expm1(-_DT / self._curve.time_constant_s)
+        square = np.square(power / self.budget_w)
+        heat, _ = lfilter((warm,), (1.0, warm - 1.0), square, zi=np.array([(1.0 - warm) * self._heat]))
+        self._heat = float(heat[-1])
         opens: npt.NDArray[np.bool_] = (heat >= self._curve.pickup_ratio**2) | (
             power >= self._curve.instant_ratio * self.budget_w
         )
@@ -435,31 +440,28 @@ class BulkRow:
         """The course of `steps` steps from `_state`, which is the beginning of step `first`, or no more than
         its first `glance`, which are to the last bit what they are in the whole."""
         begin_s, state, until = first * _DT, self._state, first + steps
-        new = self._new
-        new = new.part(slice(*np.searchsorted(new.at_s, (begin_s, begin_s + steps * _DT))))
+        come = slice(*self._new.at_s.searchsorted((begin_s, begin_s + steps * _DT)))
+        new, new_work = self._new.part(come), self._new_work[come]
         prompts, *rest = self._clocks(first, steps)
         speed = np.broadcast_to(prompts, (self._n, steps))
         steps = min(steps, glance)
         answers, power_share, capped = (column[:, :steps] for column in rest)
-        read = self._read_prompts(begin_s, speed, new, steps)
+        read = self._read_prompts(begin_s, speed, new, new_work, steps)
         running = np.bincount(state.running.host, minlength=self._n).astype(np.float64)[:, None]
         answers = np.broadcast_to(answers, (self._n, steps))
         told = self._answer(read, answers, running, np.broadcast_to(running, (self._n, steps)))
         told = self._answer(read, answers, running, told.batch)
-        busy = 0.5 * ((told.batch > 0.5) | (told.began > 0)) + 0.5 * (told.after > 0.5)
+        busy = 0.5 * ((told.batch > 0.5) | (read.began > 0)) + 0.5 * (told.after > 0.5)
         decoding = np.minimum(busy, 1.0) * (1.0 - read.prefilling)
         gpus_w = self._gpus_w(read, decoding, power_share)
 
         span = self._count * (self._tdp_w - self._idle_w)
-        load = np.clip((gpus_w - self._count * self._idle_w) / span, 0.0, 1.0)
+        load = _ratio((gpus_w - self._count * self._idle_w) / span)
         wanted_w = self._overhead_idle + load * self._overhead_span
         lag = -np.expm1(-_DT / FAN_LAG_S)
         before_w = (1.0 - lag) * state.overhead_w[:, None]
         rest_w, _ = lfilter((lag,), (1.0, lag - 1.0), wanted_w, axis=1, zi=before_w)
         power_w = (gpus_w + rest_w).sum(axis=0)
-        warm = -np.expm1(-_DT / self._curve.time_constant_s)
-        square = np.square(power_w / self.budget_w)
-        heat, _ = lfilter((warm,), (1.0, warm - 1.0), square, zi=np.array([(1.0 - warm) * state.heat]))
 
         run = state.running
         at_s = np.concatenate((run.at_s, read.at_s))
@@ -474,8 +476,7 @@ class BulkRow:
             until=until,
             power_w=power_w.tolist(),
             busy=read.prefilling + decoding,
-            end=_State(read.waiting, running_on, rest_w[:, -1].copy(), float(heat[-1])),
-            heat=heat,
+            end=_State(read.waiting, running_on, rest_w[:, -1].copy()),
             arrived=np.bincount(new.host, minlength=self._n),
             done_host=ended,
             done_latency_s=begin_s + (step + 1.0 - beyond) * _DT - at_s[over],
@@ -483,7 +484,9 @@ class BulkRow:
             capped=(capped.sum(axis=1) if capped.shape[1] == steps else capped[:, 0] * steps) * _DT,
         )
 
-    def _read_prompts(self, begin_s: float, speed: FloatArray, new: Arrivals, shown: int) -> _Prompts:
+    def _read_prompts(
+        self, begin_s: float, speed: FloatArray, new: Arrivals, new_work: FloatArray, shown: int
+    ) -> _Prompts:
         """The prompts that wait and those that arrive, at these speeds (hosts, steps), in the first `shown`
         steps. All of them are laid end to end, so that no sum depends on how many are shown."""
         n, steps = speed.shape
@@ -497,7 +500,7 @@ class BulkRow:
         at = np.concatenate((wait.at_s, new.at_s))[order]
         prompt = np.concatenate((wait.prompt, new.prompt))[order]
         output = np.concatenate((wait.output, new.output))[order]
-        work = np.concatenate((wait.work, self._curves.prefill_seconds(new.prompt)))[order]
+        work = np.concatenate((wait.work, new_work))[order]
         since = np.maximum(0.0, at - begin_s)
         step = np.minimum((since / _DT).astype(np.int64), steps - 1)
         arrived_at = ends[host, step] - ((step + 1) * _DT - since) * speed[host, step]
@@ -521,7 +524,7 @@ class BulkRow:
             last = np.maximum(start[:, None] + number - 1, 0)
             left = np.maximum(0.0, through[last] - ends)
             done[:, 1:] = np.where(number > 0, total[last] - before - left, 0.0)
-        prefilling = np.clip(np.diff(done, axis=1) / (speed * _DT), 0.0, 1.0)
+        prefilling = _ratio((done[:, 1:] - done[:, :-1]) / (speed * _DT))
 
         # When each prompt was through, and how many tokens lie in each step's prompts.
         columns = (host, at, prompt, output, work, through)
@@ -537,7 +540,10 @@ class BulkRow:
         waiting = _Waiting(*(column[~ready] for column in (host, at, prompt, output, left_work)))
         ready_host, ready_step = host[ready], ready_step[ready]
         back = (ends[ready_host, ready_step] - through[ready]) / speed[ready_host, ready_step] / _DT
-        return _Prompts(prefilling, tokens, waiting, ready_host, ready_step, back, at[ready], output[ready])
+        began = np.bincount(ready_host * steps + ready_step, minlength=n * steps).reshape(n, steps)
+        return _Prompts(
+            prefilling, tokens, began, waiting, ready_host, ready_step, back, at[ready], output[ready]
+        )
 
     def _answer(self, read: _Prompts, speed: FloatArray, running: FloatArray, batch: FloatArray) -> _Answers:
         """The answers, at these speeds, if so many (hosts, steps) are under way at each step's beginning."""
@@ -554,10 +560,10 @@ class BulkRow:
         found = np.searchsorted((decoded + self._offset * width).ravel(), place)
         over = target <= decoded[host, -1]
         over_step = np.minimum(found[over] - host[over] * steps, steps - 1)
-        began = np.bincount(read.host * steps + read.step, minlength=n * steps).reshape(n, steps)
         ended = np.bincount(host[over] * steps + over_step, minlength=n * steps).reshape(n, steps)
-        after = running + np.cumsum(began - ended, axis=1)
-        return _Answers(host, target, over, over_step, rate, decoded, began, after - began + ended, after)
+        change = read.began - ended
+        after = running + np.cumsum(change, axis=1)
+        return _Answers(host, target, over, over_step, rate, decoded, after - change, after)
 
     def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
         """What each server's GPUs draw in each step."""
@@ -567,3 +573,9 @@ class BulkRow:
         )
         watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
         return watts
+
+
+def _ratio(array: FloatArray) -> FloatArray:
+    """An array kept between 0 and 1; `np.clip` takes longer to begin."""
+    kept: FloatArray = np.minimum(np.maximum(array, 0.0), 1.0)
+    return kept
