@@ -529,17 +529,17 @@ class BulkRow:
         # When each prompt was through, and how many tokens lie in each step's prompts.
         columns = (host, at, prompt, output, work, through)
         host, at, prompt, output, work, through = (column[near] for column in columns)
-        found = np.searchsorted((ends + self._offset * width).ravel(), through + host * width) - host * steps
         ready = through <= ends[host, -1]
-        ready_step = np.where(ready, np.minimum(found, steps - 1), steps)
-        gone = np.bincount(host * (steps + 1) + np.minimum(ready_step + 1, steps), prompt, n * (steps + 1))
+        ready_host, ready_at = host[ready], through[ready]
+        found = np.searchsorted((ends + self._offset * width).ravel(), ready_at + ready_host * width)
+        ready_step = np.minimum(found - ready_host * steps, steps - 1)
+        gone = np.bincount(ready_host * (steps + 1) + ready_step + 1, prompt[ready], n * (steps + 1))
         come = np.bincount(cell, prompt, n * steps).reshape(n, steps)
         tokens = np.cumsum(come - gone.reshape(n, steps + 1)[:, :steps], axis=1)
 
         left_work = np.minimum(work, through - ends[host, -1])
         waiting = _Waiting(*(column[~ready] for column in (host, at, prompt, output, left_work)))
-        ready_host, ready_step = host[ready], ready_step[ready]
-        back = (ends[ready_host, ready_step] - through[ready]) / speed[ready_host, ready_step] / _DT
+        back = (ends[ready_host, ready_step] - ready_at) / speed[ready_host, ready_step] / _DT
         began = np.bincount(ready_host * steps + ready_step, minlength=n * steps).reshape(n, steps)
         return _Prompts(
             prefilling, tokens, began, waiting, ready_host, ready_step, back, at[ready], output[ready]
@@ -556,11 +556,11 @@ class BulkRow:
         target = np.concatenate((before.target, at_ready + read.output))
         host = np.concatenate((before.host, read.host))
         width = float(decoded[:, -1].max()) + 1.0
-        place = np.minimum(target, width - 0.5) + host * width
-        found = np.searchsorted((decoded + self._offset * width).ravel(), place)
         over = target <= decoded[host, -1]
-        over_step = np.minimum(found[over] - host[over] * steps, steps - 1)
-        ended = np.bincount(host[over] * steps + over_step, minlength=n * steps).reshape(n, steps)
+        ended_host = host[over]
+        found = np.searchsorted((decoded + self._offset * width).ravel(), target[over] + ended_host * width)
+        over_step = np.minimum(found - ended_host * steps, steps - 1)
+        ended = np.bincount(ended_host * steps + over_step, minlength=n * steps).reshape(n, steps)
         change = read.began - ended
         after = running + np.cumsum(change, axis=1)
         return _Answers(host, target, over, over_step, rate, decoded, after - change, after)
