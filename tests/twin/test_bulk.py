@@ -94,6 +94,18 @@ def test_where_a_stretch_is_cut_changes_nothing(make_site: Callable[..., Site]) 
     assert ours.quantile_s("low", 0.5) == pytest.approx(theirs.quantile_s("low", 0.5), rel=0.01)
 
 
+def test_how_far_ahead_is_looked_changes_nothing_to_the_last_bit(make_site: Callable[..., Site]) -> None:
+    row = bulk(make_site(8))
+    course(row, 100)
+    row.write("brake", 0, 900)
+    row.write("out_of_band", 1, 1110)
+    row.settle()
+    whole, glance = row._work_out(100, 200), row._work_out(100, 200, 32)
+    assert glance.power_w == whole.power_w[:32]
+    assert glance.busy.tolist() == whole.busy[:, :32].tolist()
+    assert glance.until == whole.until == 300
+
+
 def test_no_request_is_lost(make_site: Callable[..., Site]) -> None:
     row = bulk(make_site(8))
     course(row, 1234)
