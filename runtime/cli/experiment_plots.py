@@ -7,33 +7,24 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 
-from runtime.experiments.polca import POLCA, Figure, Summary
+from runtime.experiments.polca import NO_CAP, OURS, POLCA, Figure, Rate, Summary
 
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-_INK = {
-    POLCA: "#1f5f8b",
-    "POLCA with forecast": "#16817a",
-    "POLCA in band": "#8e44ad",
-    "Proportional": "#2e8b57",
-    "Proportional in band": "#7cb342",
-    "1-Thresh-Low-Pri": "#c27c0e",
-    "1-Thresh-All": "#777777",
-    "No-cap": "#b04a3a",
+_LOOKS = {
+    POLCA: ("#1f5f8b", "o"),
+    "POLCA with forecast": ("#16817a", "s"),
+    "POLCA, own clocks": ("#8e44ad", "D"),
+    OURS: ("#7cb342", "v"),
+    "1-Thresh-Low-Pri": ("#c27c0e", "x"),
+    "1-Thresh-All": ("#777777", "+"),
+    NO_CAP: ("#b04a3a", "*"),
 }
-_MARK = {
-    POLCA: "o",
-    "POLCA with forecast": "s",
-    "POLCA in band": "D",
-    "Proportional": "^",
-    "Proportional in band": "v",
-    "1-Thresh-Low-Pri": "x",
-    "1-Thresh-All": "+",
-    "No-cap": "*",
-}
+"""Colour and mark of each policy."""
+
 _LATENCIES = (
     ("high_p50", "high priority, P50", 0.01, "published"),
     ("high_p99", "high priority, P99", 0.05, "recalled"),
@@ -62,7 +53,7 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
     for axes, (field, title, bound, source) in zip(grid.flat, _LATENCIES, strict=True):
         _lines(axes, rows, field, 100.0)
-        highest = max(getattr(each, field).mean for each in rows if each.policy.startswith("P")) * 100
+        highest = max(getattr(each, field).mean for each in rows if each.policy in (POLCA, OURS)) * 100
         top = max(bound * 115, highest * 1.3) if highest > bound * 25 else highest * 1.3
         axes.set_ylim(-0.04 * max(top, 0.1), max(top, 0.1))
         if bound * 100 < top:
@@ -97,7 +88,7 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
         rows = chosen[sweep]
         places = range(len(rows))
         peak, slow = grid[0, column], grid[1, column]
-        peak.plot(places, [each.peak_ratio for each in rows], "o-", color=_INK[POLCA])
+        peak.plot(places, [each.peak_ratio for each in rows], "o-", color=_LOOKS[POLCA][0])
         peak.axhline(1.0, color="black", lw=0.8)
         for place, each in zip(places, rows, strict=True):
             word = f"{each.brakes} brakes" if each.brakes != 1 else "1 brake"
@@ -106,7 +97,7 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
             )
         for field, name, colour in (
             ("low_p50", "low, P50", "#c27c0e"),
-            ("high_p50", "high, P50", _INK[POLCA]),
+            ("high_p50", "high, P50", _LOOKS[POLCA][0]),
         ):
             values = [getattr(each, field) for each in rows]
             slow.errorbar(
@@ -132,16 +123,18 @@ def _lines(axes: Axes, rows: Sequence[Summary], field: str, scale: float, *, con
     policies = list(dict.fromkeys(each.policy for each in rows))
     for place, policy in enumerate(policies):
         aside = 0.25 * (place - (len(policies) - 1) / 2)
+        colour, mark = _LOOKS[policy]
         mine = [each for each in rows if each.policy == policy]
-        values: list[Figure] = [getattr(each, field) for each in mine]
-        told = confidence and policy.startswith("P")
+        values: list[Figure | Rate] = [getattr(each, field) for each in mine]
+        halves = [value.half or 0.0 if isinstance(value, Figure) else 0.0 for value in values]
+        told = confidence and not policy.startswith(("1-Thresh", NO_CAP))
         axes.errorbar(
             [_added(each) + aside for each in mine],
             [value.mean * scale for value in values],
-            [(value.half or 0.0) * scale for value in values] if told else None,
+            [half * scale for half in halves] if told else None,
             label=policy,
-            color=_INK.get(policy),
-            marker=_MARK.get(policy, "x"),
+            color=colour,
+            marker=mark,
             ms=5,
             lw=1.5,
             elinewidth=0.7,

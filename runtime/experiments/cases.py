@@ -14,7 +14,9 @@ import math
 import multiprocessing
 import pathlib
 import queue
+import signal
 from collections.abc import Callable, Iterable
+from multiprocessing.managers import SyncManager
 
 import msgspec
 
@@ -65,7 +67,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What a run came to. Shares are of the row's budget; `latency_s` has median and P99 by priority;
-    `tokens` and `capped_host_s` are by priority too."""
+    `tokens` and `capped_host_s` are by priority too. `took_s` is how long the run took, seconds."""
 
     case: Case
     seconds: float
@@ -80,7 +82,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     capped_host_s: dict[str, float]
     said: Said
     lost_writes: int = 0
-    cpu_s: float = 0.0
+    took_s: float = 0.0
 
 
 @functools.cache
@@ -141,7 +143,7 @@ def _result(case: Case, setup: Setup, totals: Totals, said: Said, lost: int, too
         capped_host_s={p: float(totals.capped_host_s[place[p]]) for p in PRIORITIES},
         said=said,
         lost_writes=lost,
-        cpu_s=round(took_s, 1),
+        took_s=round(took_s, 1),
     )
 
 
@@ -153,12 +155,13 @@ class Results:
         self._folder = folder
 
     def get(self, case: Case) -> Result | None:
-        """A finished run; None where it is not, or its file is not whole."""
+        """A finished run; None where it is not, its file is not whole, or is another run's."""
         file = self._folder / f"{case.key}.json"
         try:
-            return msgspec.json.decode(file.read_bytes(), type=Result)
+            found = msgspec.json.decode(file.read_bytes(), type=Result)
         except (OSError, msgspec.DecodeError):
             return None
+        return found if msgspec.structs.replace(found.case, arrivals=case.arrivals).key == case.key else None
 
     def put(self, result: Result) -> None:
         """Keep a finished run."""
@@ -185,9 +188,13 @@ def run_all(
     left = sorted((key for key in wanted if key not in found), key=lambda key: -_weight(wanted[key]))
     if left:
         context = multiprocessing.get_context("spawn")
+        manager = SyncManager(ctx=context)
+        manager.start(_undisturbed)
         with (
-            context.Manager() as manager,
-            concurrent.futures.ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool,
+            manager,
+            concurrent.futures.ProcessPoolExecutor(
+                max_workers=jobs, mp_context=context, initializer=_undisturbed
+            ) as pool,
         ):
             days: queue.Queue[float] = manager.Queue()
             waiting = {pool.submit(_run, wanted[key], days): key for key in left}
@@ -201,8 +208,15 @@ def run_all(
                         results.put(result)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
                 raise
     return found
+
+
+def _undisturbed() -> None:
+    """Ctrl-C is for the process that people see: it breaks the others off."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(case: Case, days: queue.Queue[float]) -> Result:

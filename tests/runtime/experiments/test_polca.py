@@ -3,6 +3,10 @@
 import csv
 import errno
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,26 +19,28 @@ from runtime.experiments.cases import Case, Result, Results, run_all, run_case
 from runtime.experiments.polca import (
     ADDED,
     NO_CAP,
+    OURS,
     POLCA,
-    POLICIES,
     STUDIED,
+    SWEPT,
     Figure,
     Scale,
     Summary,
     cases_of,
     figure,
     plan,
+    rate,
     servers_at,
     summarise,
 )
-from runtime.experiments.report import as_csv, facts, table, write_report
+from runtime.experiments.report import as_csv, facts, most_held, table, write_report
 from runtime.experiments.row import row_setup
 
 SMALL = Scale(headline_seeds=(1, 2), headline_days=0.02, sweep_seeds=(3,), sweep_days=0.01)
 
 
 def case(seed: int = 1, **changes: object) -> Case:
-    made = Case(servers=8, policy=POLICIES[POLCA], days=0.02, seed=seed, begin_s=60_000)
+    made = Case(servers=8, policy=STUDIED[POLCA], days=0.02, seed=seed, begin_s=60_000)
     return msgspec.structs.replace(made, **changes)
 
 
@@ -77,11 +83,11 @@ def test_what_is_finished_is_not_run_again(quick: Path, monkeypatch: pytest.Monk
 
 
 def test_a_run_is_known_by_everything_that_decides_it() -> None:
-    same = case(policy=msgspec.structs.replace(POLICIES[POLCA], name="another file"))
+    same = case(policy=msgspec.structs.replace(STUDIED[POLCA], name="another file"))
     assert same.key == case().key
     others = [
         case(seed=2), case(servers=10), case(days=0.03), case(power_ratio=1.05), case(policy=None),
-        case(policy=POLICIES[NO_CAP]), case(begin_s=0),
+        case(policy=STUDIED[NO_CAP]), case(begin_s=0),
     ]  # fmt: skip
     assert len({case().key, *(other.key for other in others)}) == 1 + len(others)
 
@@ -99,7 +105,7 @@ def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
     results = Results(tmp_path)
     first = run_case(case())
     results.put(first)
-    assert msgspec.structs.replace(first, cpu_s=0.0) == msgspec.structs.replace(run_case(case()), cpu_s=0.0)
+    assert msgspec.structs.replace(first, took_s=0.0) == msgspec.structs.replace(run_case(case()), took_s=0.0)
     told: list[float] = []
     found = run_all([case(), case(seed=2)], results, jobs=1, told=told.append)
     assert found[case().key] == first
@@ -107,6 +113,25 @@ def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
     assert results.get(case(seed=2)) == found[case(seed=2).key]
     (tmp_path / f"{case().key}.json").write_text("{")
     assert results.get(case()) is None
+    (tmp_path / f"{case(seed=2).key}.json").rename(tmp_path / f"{case().key}.json")
+    assert results.get(case()) is None, "another run's"
+
+
+def test_ctrl_c_ends_an_experiment_at_once_and_without_a_word_of_its_workers(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from runtime.cli import main; main()", "experiment", "polca"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--jobs", "2"], stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60.0
+        while not list((tmp_path / "runs").glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=20.0)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in error
 
 
 def test_the_uncapped_run_has_the_same_requests_and_nothing_else_in_common_with_control() -> None:
@@ -123,10 +148,10 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
     sweeps = {point.sweep for point in points}
     assert sweeps == {
         "headline", "added servers", "workload power", "thresholds", "out-of-band latency", "lost commands",
-        "beyond the study",
+        "beyond the study", "clocks",
     }  # fmt: skip
     added = [point for point in points if point.sweep == "added servers"]
-    assert len(added) == len(ADDED) * len(POLICIES)
+    assert len(added) == len(ADDED) * len(SWEPT)
     assert {len(point.cases) for point in added} == {3}
     keys = {each.key for each in cases_of(points)}
     assert all(each.uncapped.key in keys for each in cases_of(points))
@@ -137,9 +162,10 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
 
 
 def test_every_policy_has_a_colour_and_a_mark_of_its_own() -> None:
-    for drawn in (experiment_plots._INK, experiment_plots._MARK):
-        assert set(drawn) == set(POLICIES)
-        assert len(set(drawn.values())) == len(drawn)
+    looks = experiment_plots._LOOKS
+    assert set(looks) == set(SWEPT)
+    for one_of in zip(*looks.values(), strict=True):
+        assert len(set(one_of)) == len(looks)
 
 
 def test_servers_are_added_in_pairs() -> None:
@@ -155,11 +181,20 @@ def test_a_figure_has_its_confidence_over_seeds() -> None:
     assert figure([0.5]) == Figure(0.5, None)
 
 
+def test_no_brake_in_six_weeks_says_little_of_the_seventh() -> None:
+    none, three = rate(0, 6.0), rate(3, 6.0)
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(3.689 / 6, rel=1e-3)
+    assert three.mean == 0.5
+    assert [three.low, three.high] == pytest.approx([0.619 / 6, 8.767 / 6], rel=1e-3)
+    assert three.text(".1f") == "0.5 (0.1 to 1.5)"
+
+
 def summary(**changes: object) -> Summary:
     zero = Figure(0.0, 0.0)
     made = Summary(
         sweep="headline", setting="+30 %", policy=POLCA, servers=52, runs=6, days=42.0, brakes=0,
-        brakes_a_week=zero, braked_s_a_week=zero, over_budget_s_a_week=zero, trips=0, peak_ratio=0.95,
+        brakes_a_week=rate(0, 6.0), braked_s_a_week=zero, over_budget_s=0.0, trips=0, peak_ratio=0.95,
         mean_ratio=Figure(0.85, None), high_p50=zero, high_p99=zero, low_p50=zero, low_p99=zero,
         high_tokens=zero, low_tokens=zero, energy=zero, high_capped=zero, low_capped=zero,
         commands_a_week=zero,
@@ -173,10 +208,39 @@ def test_a_miss_is_called_a_miss() -> None:
     assert not found["power brakes under POLCA in six weeks"].held
     assert not found["P50 latency, high priority"].held
     assert not found["a row without caps brakes"].held
-    assert not rows[0].meets
-    assert summary().meets
+    assert [each.objectives for each in (rows[0], summary())] == ["missed", "met"]
     assert found["P50 latency, high priority"].verdict == "**missed**"
     assert {fact.source for fact in found.values()} == {"published", "secondary", "recalled", "ours"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "objectives"),
+    [
+        ({"low_p50": Figure(0.04, 0.005)}, "met"),
+        ({"low_p50": Figure(0.04, None)}, "met"),
+        ({"low_p50": Figure(0.04, 0.02)}, "undecided"),
+        ({"low_p50": Figure(0.06, 0.02)}, "undecided"),
+        ({"low_p50": Figure(0.06, 0.005)}, "missed"),
+        ({"low_p50": Figure(0.06, None)}, "missed"),
+        ({"high_p99": Figure(0.04, 0.02), "brakes": 1}, "missed"),
+    ],
+)
+def test_a_bound_within_a_figures_interval_is_not_decided(
+    changes: dict[str, object], objectives: str
+) -> None:
+    assert summary(**changes).objectives == objectives
+
+
+def test_the_most_servers_are_those_at_which_every_objective_is_kept() -> None:
+    rows = [
+        summary(policy=OURS, servers=56, setting="+40 %"),
+        summary(policy=POLCA, servers=56, setting="+40 %", low_p50=Figure(0.052, None)),
+        summary(policy=OURS, servers=58, setting="+45 %", brakes=1, runs=1, days=7.0),
+    ]
+    assert most_held(rows) == (
+        f"The most servers at which all objectives were kept: 56 (+40 %), by {OURS} in 6 weeks.\n"
+    )
+    assert most_held(rows[1:]) == "None of what was run here keeps the objectives.\n"
 
 
 def test_a_week_of_six_is_no_more_than_that() -> None:
