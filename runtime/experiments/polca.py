@@ -42,8 +42,7 @@ less than 1 %, all of the time: what the sweep of clocks finds on this row, as t
 
 POLCA = "POLCA"
 NO_CAP = "No-cap"
-OURS = "Ladder in band, nearer"
-"""What holds the most servers: all of our means but the clocks, which limit what a row can take off."""
+OURS = "Ours"
 
 STUDIED: Mapping[str, CappingPolicy] = {
     POLCA: DEFAULT_POLICY,
@@ -58,16 +57,17 @@ ABLATED: Mapping[str, CappingPolicy] = {
     POLCA: DEFAULT_POLICY,
     "POLCA with forecast": STUDIED["POLCA with forecast"],
     "POLCA in band": _policy(**IN_BAND),
+    "POLCA, ladder": _policy(**LADDER),
     "POLCA, nearer": _policy(**NEARER),
     "POLCA, own clocks": _policy(**CLOCKS),
-    "Ladder": _policy(**LADDER),
-    "POLCA in band, nearer": _policy(**IN_BAND, **NEARER),
-    "Ladder in band": _policy(**LADDER, **IN_BAND),
-    "Ladder, nearer": _policy(**LADDER, **NEARER),
-    "Ladder in band, nearer, own clocks": _policy(**LADDER, **IN_BAND, **NEARER, **CLOCKS),
-    OURS: _policy(**LADDER, **IN_BAND, **NEARER),
+    "Ours, out of band": _policy(**LADDER, **NEARER, **CLOCKS),
+    "Ours, three caps": _policy(**IN_BAND, **NEARER, **CLOCKS),
+    "Ours, study's thresholds": _policy(**IN_BAND, **LADDER, **CLOCKS),
+    "Ours, study's clocks": _policy(**IN_BAND, **LADDER, **NEARER),
+    OURS: _policy(**IN_BAND, **LADDER, **NEARER, **CLOCKS),
 }
-"""What more servers than the study's are held by: each of our means alone, and all without each of them."""
+"""What more servers than the study's are held by: each means alone, all but the forecast together, and all
+without each."""
 
 SWEPT: Mapping[str, CappingPolicy] = {
     **STUDIED,
@@ -80,8 +80,7 @@ ADDED = (0, 10, 20, 30, 40, 45, 50)
 HEADLINE_ADDED = 30
 BEYOND: Mapping[int, tuple[str, ...]] = {
     40: tuple(ABLATED),
-    45: (POLCA, "POLCA, own clocks", OURS),
-    50: (POLCA, OURS),
+    45: (POLCA, "POLCA, own clocks", "Ours, study's clocks", OURS),
 }
 """Servers added beyond the study, and what is tried there."""
 
