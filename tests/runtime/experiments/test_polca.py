@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controllers.policy import read_policy
 from runtime.cli import experiment_plots
 from runtime.cli.app import run
 from runtime.cli.experiment_plots import plot_added, plot_paths
 from runtime.experiments.cases import Case, Result, Results, run_all, run_case
 from runtime.experiments.polca import (
+    ABLATED,
     ADDED,
     NO_CAP,
     OURS,
@@ -36,6 +38,7 @@ from runtime.experiments.polca import (
 from runtime.experiments.report import as_csv, facts, most_held, table, write_report
 from runtime.experiments.row import row_setup
 
+PROJECT = Path(__file__).parents[3]
 SMALL = Scale(headline_seeds=(1, 2), headline_days=0.02, sweep_seeds=(3,), sweep_days=0.01)
 
 
@@ -159,6 +162,11 @@ def test_the_plan_has_every_sweep_and_pairs_each_run() -> None:
         for each in point.cases:
             assert each.policy is not None
             assert each.policy.unfit_for(row_setup(each.servers).site.rows[0]) == ()
+
+
+def test_the_shipped_policy_is_the_one_that_was_tried() -> None:
+    shipped = read_policy((PROJECT / "deploy" / "policies" / "proportional.toml").read_text(), OURS)
+    assert shipped == msgspec.structs.replace(ABLATED[OURS], name=OURS)
 
 
 def test_every_policy_has_a_colour_and_a_mark_of_its_own() -> None:
