@@ -10,6 +10,7 @@ the same requests however their row is controlled, and memory does not grow with
 from __future__ import annotations
 
 import csv
+import datetime
 import hashlib
 import importlib.resources
 import math
@@ -220,7 +221,7 @@ class WeeklyLoad:
     def block(self, index: int) -> Arrivals:
         rng, ratio = self._rng, self.ratio(index)
         seconds = _SECONDS + index * BLOCK_S
-        volleys = self._volleys(index, float(ratio[0]))
+        volleys = self.volleys(index, float(ratio[0]))
         columns = []
         for part, (rate, members, upto, lengths) in enumerate(self._parts):
             at = np.repeat(seconds, rng.poisson(ratio * rate))
@@ -234,7 +235,7 @@ class WeeklyLoad:
         at, host, prompt, output = (np.concatenate(column) for column in zip(*columns, strict=True))
         return Arrivals(at, host, prompt, output).part(np.argsort(at, kind="stable"))
 
-    def _volleys(self, index: int, ratio: float) -> tuple[FloatArray, IntArray]:
+    def volleys(self, index: int, ratio: float) -> tuple[FloatArray, IntArray]:
         """The moments and hosts of what volleys ask in a block. How many come, when and how large is drawn
         with the course, so that rows of any size live through the same ones."""
         times = self._course.poisson(self._demand.volleys_a_day * BLOCK_S / _DAY_S)
@@ -281,16 +282,21 @@ class WeeklyLoad:
 
 
 class TracedLoad:
-    """Requests as recorded arrivals have them, tiled over time, under a week's shape, wander and bursts.
+    """Requests as recorded arrivals have them: each server plays the recording from a place of its own.
 
-    Each request of the recording comes, each time it is played again, a Poisson number of times with mean
-    `copies` per server x the demand of that second, within `spread_s` of its own moment, at a server drawn
-    at random: the recordings name neither server nor priority. `copies` is the mean at the highest hour.
+    A server's requests are those of the recording from its place on, tiled over time, each as often as a
+    Poisson draw with the demand of that second has it (most never: a server answers a small share of what a
+    whole service was asked), within `spread_s` after its moment. Places are drawn at random and stay. So a
+    server has the recording's crowds and lulls, and the row the week's shape, wander, bursts and volleys.
+
+    The recordings name no priority, and their answers are a tenth as long as the study's: `in_the_mix` makes
+    each request one of the mix's, and a server plays those of its own priority. What stays the recording's is
+    when requests come, and which are the long ones.
     """
 
     def __init__(
         self,
-        hosts: int,
+        priorities: Sequence[Priority],
         at_s: FloatArray,
         prompt: FloatArray,
         output: FloatArray,
@@ -300,59 +306,197 @@ class TracedLoad:
         seed: int,
         begin_s: float = 0.0,
         spread_s: float = 2.0,
+        mix: Sequence[RequestKind] = MIX,
     ) -> None:
-        """`demand.requests_per_s` is the mean rate of one server at the highest hour. Raises ValueError for
-        a recording without requests."""
-        if not at_s.size:
-            raise ValueError("the recorded arrivals are none")
-        order = np.argsort(at_s, kind="stable")
-        self._at = at_s[order] - at_s[order[0]]
-        self._prompt = np.maximum(1.0, prompt[order])
-        self._output = np.maximum(1.0, output[order])
-        self._long_s = float(self._at[-1]) + 1.0
-        self._hosts, self._spread_s = hosts, spread_s
-        self._copies = demand.requests_per_s * hosts * self._long_s / at_s.size
+        """`priorities` are those of the row's hosts, in their order; `demand.requests_per_s` is the mean rate
+        of one server at the highest hour. Raises ValueError, in words, for a recording with too few requests
+        to give each priority its own."""
         # The course of demand is that of the random load; its requests are not asked for.
-        self._course = WeeklyLoad((), demand, shape, seed=seed, begin_s=begin_s)
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
+        self._course = WeeklyLoad(priorities, demand, shape, seed=seed, begin_s=begin_s, mix=mix)
+        self._rng = rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
+        kind, prompt, output = in_the_mix(prompt, output, mix, rng)
+        whose = np.array([each.priority for each in mix])[kind]
+        places = rng.random(len(priorities))
+        order = np.argsort(at_s, kind="stable")
+        self._spread_s = spread_s
+        self._parts: list[_Played] = []
+        for priority in get_args(Priority):
+            share = sum(kind.share_ratio for kind in mix if kind.priority == priority)
+            members = np.flatnonzero(np.array([each == priority for each in priorities]))
+            if not members.size or share == 0.0:
+                continue
+            mine = order[whose[order] == priority]
+            if not mine.size:
+                raise ValueError(f"{at_s.size} recorded arrivals: too few to give each priority its own")
+            long_s = float(at_s[order[-1]] - at_s[order[0]]) + 1.0
+            rate = demand.requests_per_s * len(priorities) * share / members.size
+            self._parts.append(
+                _Played(
+                    members=members,
+                    place_s=places[members] * long_s,
+                    long_s=long_s,
+                    copies=rate * long_s / mine.size,
+                    at_s=at_s[mine] - at_s[order[0]],
+                    prompt=prompt[mine],
+                    output=output[mine],
+                )
+            )
+        none = np.zeros(0)
+        self._late = Arrivals(none, np.zeros(0, dtype=np.int64), none, none)
 
     def block(self, index: int) -> Arrivals:
-        rng, ratio, begin = self._rng, self._course.ratio(index), index * BLOCK_S
-        places, moments = [], []
-        for turn in range(int(begin // self._long_s), int((begin + BLOCK_S) // self._long_s) + 1):
-            at = self._at + turn * self._long_s
-            part = np.flatnonzero((at >= begin) & (at < begin + BLOCK_S))
-            places.append(part)
-            moments.append(at[part])
-        place, at = np.concatenate(places), np.concatenate(moments)
-        times = rng.poisson(self._copies * ratio[(at - begin).astype(np.int64)])
-        place, at = np.repeat(place, times), np.repeat(at, times)
-        at = np.clip(at + self._spread_s * (rng.random(at.size) - 0.5), begin, begin + BLOCK_S - 1e-6)
-        host = rng.integers(0, self._hosts, at.size)
-        order = np.argsort(at, kind="stable")
-        return Arrivals(at[order], host[order], self._prompt[place[order]], self._output[place[order]])
+        begin, end = index * BLOCK_S, (index + 1) * BLOCK_S
+        ratio = self._course.ratio(index)
+        met = self._course.volleys(index, float(ratio[0]))
+        found = [self._late]
+        for part in self._parts:
+            found.append(part.played(begin, ratio, self._spread_s, self._rng))
+            found.append(part.at_once(*met, self._rng))
+        at, host, prompt, output = (np.concatenate(column) for column in zip(*found, strict=True))
+        asked = Arrivals(at, host, prompt, output).part(np.argsort(at, kind="stable"))
+        # What is spread past the end comes with the next block at its own moment, not in a crowd now.
+        within = int(np.searchsorted(asked.at_s, end))
+        self._late = asked.part(slice(within, None))
+        return asked.part(slice(within))
+
+
+class _Played(msgspec.Struct, frozen=True, kw_only=True):
+    """The recorded requests of one priority, in order, and its servers' places in them; each request comes
+    `copies` times at each server whenever it is played, on average at the highest hour."""
+
+    members: IntArray
+    place_s: FloatArray
+    long_s: float
+    copies: float
+    at_s: FloatArray
+    prompt: FloatArray
+    output: FloatArray
+
+    def played(self, begin: float, ratio: FloatArray, spread_s: float, rng: np.random.Generator) -> Arrivals:
+        """What the servers play in a block. Drawn by how many and then which, so that it costs by what comes
+        and not by what was recorded."""
+        first = self._before(self.place_s + begin)
+        many = self._before(self.place_s + begin + BLOCK_S) - first
+        top = float(ratio.max())
+        who = np.repeat(np.arange(self.members.size), rng.poisson(self.copies * top * many))
+        which, chance, later = rng.random((3, who.size))
+        turn, place = np.divmod(first[who] + (which * many[who]).astype(np.int64), self.at_s.size)
+        at = turn * self.long_s + self.at_s[place] - self.place_s[who]
+        second = np.clip(at - begin, 0, BLOCK_S - 1).astype(np.int64)  # rounding may pass a border
+        comes = chance * top < ratio[second]
+        at, who, place = np.maximum(at, begin)[comes], who[comes], place[comes]
+        return Arrivals(
+            at + spread_s * later[comes], self.members[who], self.prompt[place], self.output[place]
+        )
+
+    def at_once(self, at: FloatArray, host: IntArray, rng: np.random.Generator) -> Arrivals:
+        """What volleys, at these moments and hosts, ask of these servers: any of the recorded requests."""
+        mine = np.isin(host, self.members)
+        place = rng.integers(0, self.at_s.size, int(mine.sum()))
+        return Arrivals(at[mine], host[mine], self.prompt[place], self.output[place])
+
+    def _before(self, moment: FloatArray) -> IntArray:
+        """How many requests come before these moments of the recording, played again and again from 0 on."""
+        turn, within = np.divmod(moment, self.long_s)
+        before: IntArray = turn.astype(np.int64) * self.at_s.size + np.searchsorted(self.at_s, within)
+        return before
+
+
+def in_the_mix(
+    prompt: FloatArray, output: FloatArray, mix: Sequence[RequestKind], rng: np.random.Generator
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Recorded requests as the mix's: the place of each one's kind in `mix`, its prompt and its answer.
+
+    By the lengths of their prompts requests are divided among the kinds, each its share, the longest prompts
+    to the kind of the longest; kinds that do not differ in it (the chats) divide theirs at random. Within its
+    kind a request has the place of its length, of prompt and answer each, in the kind's range.
+    """
+    middle = np.array([sum(kind.prompt_tokens) for kind in mix])
+    share = np.array([kind.share_ratio for kind in mix])
+    level, of_level = np.unique(middle, return_inverse=True)
+    upto = np.cumsum([share[of_level == each].sum() for each in range(level.size)]) / share.sum()
+    at = np.searchsorted(upto[:-1], _rank(prompt, rng), side="right")
+    kind = np.empty(prompt.size, dtype=np.int64)
+    for each in range(level.size):
+        kinds, here = np.flatnonzero(of_level == each), at == each
+        kind[here] = rng.choice(kinds, int(here.sum()), p=share[kinds] / share[kinds].sum())
+    prompt, output = prompt.copy(), output.copy()
+    for place, its in enumerate(mix):
+        here = kind == place
+        for tokens, (low, high) in ((prompt, its.prompt_tokens), (output, its.output_tokens)):
+            tokens[here] = np.floor(low + _rank(tokens[here], rng) * (high - low + 1.0))
+    return kind, prompt, output
+
+
+def _rank(values: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """The place of each value among them in order, from 0 to 1; equal ones at random."""
+    rank = np.empty(values.size)
+    rank[np.lexsort((rng.random(values.size), values))] = (np.arange(values.size) + 0.5) / values.size
+    return rank
+
+
+MOST_TOKENS = 10_000_000
+"""No request has more, of either kind: more is a slip in a file."""
 
 
 def read_arrivals(paths: Sequence[pathlib.Path]) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Seconds, prompt tokens and answer tokens of the requests of some files in the form of the public Azure
     traces (TIMESTAMP, ContextTokens, GeneratedTokens), laid over each other from their first requests on.
-    Raises ValueError in words."""
-    columns: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+    Raises ValueError in words, with file and line."""
+    columns = []
     for path in paths:
-        with path.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
+        at, prompt, output = np.array(_requests(path)).T
+        columns.append((at - at.min(), prompt, output))
+    at_s, prompt, output = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return at_s, prompt, output
+
+
+def _requests(path: pathlib.Path) -> list[tuple[float, float, float]]:
+    """Moment (seconds since 1970; UTC where the file says no zone), prompt and answer of each request."""
+    requests = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        try:
             missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
             if missing:
                 raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}")
-            rows = [(row["TIMESTAMP"], row["ContextTokens"], row["GeneratedTokens"]) for row in reader]
-        if not rows:
-            raise ValueError(f"{path}: has no requests")
-        moments, prompts, outputs = zip(*rows, strict=True)
-        try:
-            at = np.array([moment.replace(" ", "T") for moment in moments], dtype="datetime64[us]")
-            tokens = np.array((prompts, outputs), dtype=np.float64)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        columns.append(((at - at.min()) / np.timedelta64(1, "s"), *tokens))
-    at_s, prompt, output = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return at_s, prompt, output
+            for row in reader:
+                try:
+                    requests.append(
+                        (
+                            _moment(row["TIMESTAMP"]),
+                            _tokens("ContextTokens", row["ContextTokens"]),
+                            _tokens("GeneratedTokens", row["GeneratedTokens"]),
+                        )
+                    )
+                except ValueError as error:
+                    raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is no text in UTF-8") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}: line {reader.line_num + 1}: {error}") from error
+    if not requests:
+        raise ValueError(f"{path}: has no requests")
+    return requests
+
+
+def _moment(text: str | None) -> float:
+    if not text:
+        raise ValueError("TIMESTAMP is missing")
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"TIMESTAMP {text[:40]!r}: must be a date and a time") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def _tokens(name: str, text: str | None) -> float:
+    if not text:
+        raise ValueError(f"{name} is missing")
+    try:
+        tokens = float(text)
+    except ValueError:
+        tokens = math.nan
+    if not 0.0 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"{name} {text[:40]!r}: must be a number of tokens from 0 to {MOST_TOKENS:,}")
+    return tokens

@@ -112,15 +112,15 @@ def row_load(
     demand: Demand = STUDY_DEMAND,
     arrivals: Sequence[pathlib.Path] = (),
 ) -> Load:
-    """What comes to the row from `begin_s` after Monday 00:00 on: random requests of the study's mix or, with
-    files of recorded arrivals, those, so many that the row peaks as high. Each server brings its own. Raises
-    ValueError in words for a file that holds no arrivals."""
-    hosts, shape = setup.site.rows[0].hosts, shipped_week().shape
+    """What comes to the row from `begin_s` after Monday 00:00 on: requests of the study's mix, at random or,
+    with files of recorded arrivals, when and in the order of length that those have them, so many that the
+    row peaks as high. Each server brings its own. Raises ValueError in words for a file that holds no
+    arrivals."""
+    priorities, shape = [host.priority for host in setup.site.rows[0].hosts], shipped_week().shape
     if arrivals:
         files = tuple(arrivals)
         asked = msgspec.structs.replace(demand, requests_per_s=recorded_rate(files))
-        return TracedLoad(len(hosts), *_recorded(files), asked, shape, seed=seed, begin_s=begin_s)
-    priorities = [host.priority for host in hosts]
+        return TracedLoad(priorities, *_recorded(files), asked, shape, seed=seed, begin_s=begin_s)
     return WeeklyLoad(priorities, demand, shape, seed=seed, begin_s=begin_s)
 
 
@@ -131,29 +131,36 @@ _recorded = functools.cache(read_arrivals)
 def recorded_rate(files: tuple[pathlib.Path, ...]) -> float:
     """How many recorded requests a second, per server at the week's highest hour, make the row as provisioned
     peak as high in the week's busiest hours as the study's own demand does. Raises ValueError in words."""
-    setup, seed = row_setup(PROVISIONED), CALIBRATION_SEEDS[0]
-    shape = shipped_week().shape
+    setup, shape = row_setup(PROVISIONED), shipped_week().shape
+    priorities, recorded = [host.priority for host in setup.site.rows[0].hosts], _recorded(files)
 
-    def peak_w(load: Load) -> float:
-        row = study_row(setup, seed, load=load)
-        row.course_w()
-        row.forget()
-        for _ in range(BUSY_HOURS_S // BLOCK_S - 1):
+    def peak_w(loads: Callable[[int], Load]) -> float:
+        """Of the seeds that the demand was set on, the mean."""
+        peaks_w = []
+        for seed in CALIBRATION_SEEDS:
+            row = study_row(setup, seed, load=loads(seed))
             row.course_w()
-        return row.settle().peak_w
+            row.forget()
+            for _ in range(BUSY_HOURS_S // BLOCK_S - 1):
+                row.course_w()
+            peaks_w.append(row.settle().peak_w)
+        return sum(peaks_w) / len(peaks_w)
 
     def recorded_w(rate: float) -> float:
         demand = msgspec.structs.replace(STUDY_DEMAND, requests_per_s=rate)
-        return peak_w(TracedLoad(PROVISIONED, *_recorded(files), demand, shape, seed=seed, begin_s=BUSY_S))
+        return peak_w(
+            lambda seed: TracedLoad(priorities, *recorded, demand, shape, seed=seed, begin_s=BUSY_S)
+        )
 
-    wanted_w = peak_w(row_load(setup, seed, begin_s=BUSY_S))
+    wanted_w = peak_w(lambda seed: row_load(setup, seed, begin_s=BUSY_S))
     low, high = STUDY_DEMAND.requests_per_s / 8, STUDY_DEMAND.requests_per_s
     while recorded_w(high) < wanted_w:
         low, high = high, 2.0 * high
         if high > _MOST_PER_S:
             raise ValueError(
-                f"{', '.join(map(str, files))}: {_MOST_PER_S:g} such requests a second at each server do not "
-                f"bring the row to {wanted_w / setup.site.rows[0].budget_w:.2f} of its budget"
+                f"{', '.join(map(str, files))}: {_MOST_PER_S:g} such requests a second at each server, over "
+                f"{float(np.ptp(recorded[0])) / 86_400:.1f} days, do not bring the row to "
+                f"{wanted_w / setup.site.rows[0].budget_w:.2f} of its budget: they lie too far apart"
             )
     for _ in range(8):
         middle = math.sqrt(low * high)

@@ -58,14 +58,30 @@ def test_recorded_arrivals_bring_the_row_to_the_same_peak() -> None:
     assert peaks[1] == pytest.approx(peaks[0], abs=0.03)
 
 
-def test_arrivals_too_light_to_fill_the_row_are_refused(
+def test_under_recorded_arrivals_the_row_is_still_the_studys() -> None:
+    """Three days of the weeks that their rate was set for."""
+    files = tuple(shared_data(f"llm_traces/azure2023_{name}.csv") for name in ("code", "conv"))
+    check, random = (row_check(3 / 7, 1, arrivals=arrivals) for arrivals in (files, ()))
+    assert 0.75 < check.peak_ratio <= 0.805, check
+    assert 0.045 < check.rise_2s_ratio < 0.11, check
+    assert 0.08 < check.rise_40s_ratio < 0.145, check
+    assert check.mean_ratio == pytest.approx(random.mean_ratio, abs=0.02)
+    for priority in ("low", "high"):
+        assert check.latency_s[priority] == pytest.approx(random.latency_s[priority], rel=0.05)
+
+
+def test_arrivals_too_far_apart_to_fill_the_row_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runtime.experiments.row._MOST_PER_S", 0.3)
-    file = tmp_path / "light.csv"
-    file.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,1,1\n")
+    file = tmp_path / "gap.csv"
+    rows = "".join(
+        f"{day} 18:17:{s:02d}.9,{s},1\n" for day in ("2023-11-16", "2023-12-16") for s in range(60)
+    )
+    file.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
     with pytest.raises(
-        ValueError, match=r"0\.3 such requests a second at each server do not bring the row to"
+        ValueError,
+        match=r"0\.3 such requests a second at each server, over 30\.0 days, do not bring the row to",
     ):
         recorded_rate((file,))
 
