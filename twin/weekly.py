@@ -289,9 +289,9 @@ class TracedLoad:
     whole service was asked), within `spread_s` after its moment. Places are drawn at random and stay. So a
     server has the recording's crowds and lulls, and the row the week's shape, wander, bursts and volleys.
 
-    The recordings name no priority, and their answers are a tenth as long as the study's: `in_the_mix` makes
-    each request one of the mix's, and a server plays those of its own priority. What stays the recording's is
-    when requests come, and which are the long ones.
+    The recordings name no priority, and their answers are a seventh as long as the study's: `in_the_mix`
+    makes each request one of the mix's, and a server plays those of its own priority. What stays the
+    recording's is when requests come, and which are the long ones.
     """
 
     def __init__(
