@@ -208,8 +208,11 @@ def run_all(
                         results.put(result)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
+                workers = multiprocessing.active_children()
+                for worker in workers:
+                    worker.terminate()
+                for worker in workers:
+                    worker.join()
                 raise
     return found
 

@@ -2,10 +2,9 @@
 
 import csv
 import errno
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -120,21 +119,23 @@ def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
     assert results.get(case()) is None, "another run's"
 
 
-def test_ctrl_c_ends_an_experiment_at_once_and_without_a_word_of_its_workers(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from runtime.cli import main; main()", "experiment", "polca"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path), "--jobs", "2"], stderr=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 60.0
-        while not list((tmp_path / "runs").glob("*.json")) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=20.0)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert b"Traceback" not in error
+def test_ctrl_c_ends_an_experiment_at_once_and_without_a_word_of_its_workers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(days: float) -> None:
+        """As a terminal does it: everybody is told, and the one that people see breaks off."""
+        for process in multiprocessing.active_children():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+        raise KeyboardInterrupt
+
+    weeks = [case(servers=52, days=7.0), case(servers=52, days=7.0, seed=2)]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(weeks, Results(tmp_path), jobs=2, told=interrupt)
+    assert time.monotonic() - began < 60.0, "minutes, had the weeks been waited for"
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
 
 
 def test_the_uncapped_run_has_the_same_requests_and_nothing_else_in_common_with_control() -> None:
