@@ -300,6 +300,8 @@ class HostAgent:
     def _resume(self, kept: Kept, now: Instant, out: list[Outcome]) -> None:
         """Go on where the state file says that the last agent was."""
         kept.holding = tuple(path for path in kept.holding if path in self._actuators)
+        # What the last agent wrote may still be under way.
+        self._landed = self._elapsed + max((LANDED[path] for path in kept.holding), default=0)
         if any(held and held.path not in self._actuators for held in (kept.command, kept.brake)):
             kept.brake = None
             self._turn_to("safe_share", kept, now, out, "the path of the last command is no longer offered")
@@ -618,6 +620,7 @@ class HostAgent:
         """Give back by every path that something of ours stands on, whatever becomes of the others."""
         troubles: list[ActuatorError] = []
         for path in _with(kept.holding, self._keeper):
+            self._landed = max(self._landed, self._elapsed + LANDED[path])
             try:
                 self._actuators[path].release(kept.found)
             except ActuatorError as error:
@@ -727,7 +730,7 @@ class HostAgent:
                 return  # the other paths keep what stands there until it lets go
             self._follow(kept, _without(kept.holding, self._keeper), now, out)
         else:
-            kept.holding = ()
+            self._clear(kept)
             kind = Lapsed if kept.intent == "restore" else Released
             self._say(out, kind, now, kept.command, f"{effort.note}; {_as_found(kept.found)}")
             self._release_brake(kept, "with everything else", now, out)
@@ -753,6 +756,12 @@ class HostAgent:
         """A permission to run uncapped leaves nothing of ours on the device, once that was seen."""
         permits = kept.wants == "obey" and isinstance(kept.command, LockClocks)
         if permits and self._ceiling(kept) >= self.host.sku.max_mhz and not self._unseen(kept):
+            self._clear(kept)
+
+    def _clear(self, kept: Kept) -> None:
+        """Nothing of ours is on the device once all that was written is in force: on a slow path a cap of
+        ours may be under way before what gives it back, and would be read as what was found."""
+        if self._elapsed >= self._landed:
             kept.holding = ()
 
     # ---- a looser setting that a slow path may have lost ----
@@ -811,6 +820,9 @@ class HostAgent:
         if self._unsaved:
             self._save(kept, now)
         if kept.wants in ("restore", "release"):
+            if kept.holding:
+                self._clear(kept)
+                self._save(kept, now)
             return
         try:
             seen = self._read_back(kept)
@@ -911,8 +923,10 @@ def _revert(kept: Kept, before: Kept) -> None:
 
 
 def _bare(kept: Kept) -> bool:
-    """Whether nothing of ours is on the device: what was found was given back, and was seen to be."""
-    return kept.settled and kept.intent in ("restore", "release") and kept.reflex is None
+    """Whether nothing of ours is on the device, nor on its way there: what was found was given back, and was
+    seen to be."""
+    given_back = kept.settled and kept.intent in ("restore", "release") and kept.reflex is None
+    return given_back and not kept.holding
 
 
 def _covered(kept: Kept) -> bool:

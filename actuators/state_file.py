@@ -31,9 +31,10 @@ class Kept(msgspec.Struct, kw_only=True):
     `epoch` is the highest ever seen. `command` is the one obeyed, or the last one whose lease ended.
     `settled` is True once what is wanted was read back. `brake` is a brake still engaged until the lock of a
     newer `command` is read back. `holding` are the paths by which something of ours stands on the
-    device. `recent` are the ids of the last commands, so that a repeat is known. `reflex` is what the host's
-    own reflex holds it at, and `tighter` the command that came after it and asks for less. `saved_at` is
-    the wall clock at the last save: an earlier one proves that the clock was set back.
+    device, or may be under way to it. `recent` are the ids of the last commands, so that a repeat is
+    known. `reflex` is what the host's own reflex holds it at, and `tighter` the command that came after it
+    and asks for less. `saved_at` is the wall clock at the last save: an earlier one proves that the clock
+    was set back.
     """
 
     host: str

@@ -20,6 +20,8 @@ from schemas.outcomes import Failed, Lapsed, Outcome, Refused, Released, Verifie
 
 MAX_MHZ, MAX_W = 1410, 400.0
 LEASE_END = TTL + SECOND
+WIRINGS: tuple[Wiring, ...] = ("own", "shared")
+either_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 
 
 def at_safe_share(stand: Hosted) -> bool:
@@ -28,6 +30,12 @@ def at_safe_share(stand: Hosted) -> bool:
 
 def as_found(stand: Hosted, limit_w: float = MAX_W) -> bool:
     return set(stand.boards.clocks) == {MAX_MHZ} and set(stand.boards.limits) == {limit_w}
+
+
+def found_w(stand: Hosted) -> set[float | None]:
+    """The power limits that the agent would give back, W."""
+    assert stand.agent.kept is not None
+    return set(stand.agent.kept.found.limit_w)
 
 
 @contextmanager
@@ -217,6 +225,41 @@ def test_a_path_that_was_given_back_takes_no_part_in_what_follows() -> None:
     assert {write[0] for write in stand.boards.writes} == {"brake"}
 
 
+@either_wiring
+def test_a_limit_of_ours_that_lands_after_the_give_back_is_not_what_was_found(wiring: Wiring) -> None:
+    stand = Hosted("in_band", "out_of_band", limit_w=375.25, wiring=wiring)
+    stand.start()
+    stand.give(limit(350.0, stand.now, path="out_of_band"))
+    stand.wait(20 * SECOND)
+    (released,) = stand.agent.release_all(stand.now)  # read back in band: the slow path has ours in hand
+    assert isinstance(released, Released)
+    stand.wait(25 * SECOND)
+    assert stand.boards.limits == (350.0, 350.0)
+    stand.give(lock(900, stand.now))
+    assert found_w(stand) == {375.25}
+    stand.agent.release_all(stand.now)
+    stand.wait(MINUTE)
+    assert as_found(stand, 375.25)
+
+
+@pytest.mark.parametrize("a_permission_first", [False, True])
+def test_a_limit_of_ours_under_way_over_a_restart_is_not_what_was_found(
+    a_permission_first: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "h01.json"
+    stand = Hosted("in_band", "out_of_band", limit_w=375.25, wiring="shared", state_file=file)
+    stand.start()
+    stand.give(limit(350.0, stand.now, path="out_of_band"))
+    stand.wait(20 * SECOND)
+    if a_permission_first:  # which leaves nothing of ours on the device, once it is all there
+        stand.give(lock(MAX_MHZ, stand.now))
+    stand.agent.release_all(stand.now)
+    stand.wait(21 * SECOND)
+    assert stand.boards.limits == (350.0, 350.0)
+    stand.restart()
+    assert found_w(stand) == {375.25}
+
+
 def test_a_gpu_silent_while_settings_are_looked_at_keeps_what_was_found_on_it_before() -> None:
     stand = Hosted(limit_w=375.5)
     stand.start()
@@ -228,7 +271,7 @@ def test_a_gpu_silent_while_settings_are_looked_at_keeps_what_was_found_on_it_be
     assert as_found(stand, 375.5)
 
 
-@pytest.mark.parametrize("wiring", ["own", "shared"])
+@either_wiring
 def test_the_safe_share_leaves_nothing_tighter_behind_on_another_path(wiring: Wiring) -> None:
     stand = Hosted("out_of_band", "in_band", wiring=wiring)
     stand.start()
@@ -371,10 +414,6 @@ def test_a_limit_that_a_board_does_not_take_is_refused_and_changes_nothing() -> 
 # ---- the brake ----
 
 
-WIRINGS: tuple[Wiring, ...] = ("own", "shared")
-either_wiring = pytest.mark.parametrize("wiring", WIRINGS)
-
-
 def braked(wiring: Wiring = "own") -> Hosted:
     """A host that runs uncapped, on whose slow path a lock is outstanding as the brake is pulled."""
     stand = Hosted("out_of_band", "brake", "in_band", wiring=wiring)
@@ -410,6 +449,7 @@ def test_a_brake_is_written_before_anything_is_read() -> None:
     line = stand.intercept("brake", on="never")
     keeper = stand.intercept("in_band", on="never")
     stand.agent.release_all(stand.now)
+    stand.wait(MINUTE)
     line.calls.clear()
     keeper.calls.clear()
     stand.give(brake(stand.now))
