@@ -47,10 +47,11 @@ def refusal(command: Command, kept: Kept, paths: Collection[Path], now: Instant,
 
 
 def engaged(kept: Kept) -> Brake | None:
-    """The brake that holds the host, or that no newer lock has replaced yet."""
-    if kept.intent == "obey" and isinstance(kept.command, Brake):
-        return kept.command
-    return kept.brake
+    """The brake that holds the host, or that no newer lock has replaced yet. None where no command is obeyed:
+    a person's release gives a brake up with everything else, whether or not the device has obeyed yet."""
+    if kept.intent != "obey":
+        return None
+    return kept.command if isinstance(kept.command, Brake) else kept.brake
 
 
 def same_setting(one: GpuCommand, other: GpuCommand) -> bool:

@@ -437,9 +437,13 @@ class HostAgent:
         for old in (before.command if before.intent == "obey" else None, before.brake):
             if old is not None and (isinstance(command, Brake) or not isinstance(old, Brake)):
                 self._say(out, Superseded, now, old, f"by {command.id}")
-        if before.intent != "obey" and before.command is not None and not before.settled:
-            detail = f"{command.id} came before {_WANTED[before.intent]} was read back"
+        if before.intent == "obey":
+            return
+        detail = f"{command.id} came before {_WANTED[before.intent]} was read back"
+        if before.command is not None and not before.settled:
             self._say(out, Lapsed, now, before.command, detail)
+        if before.brake is not None and not isinstance(command, Brake):
+            self._say(out, Released, now, before.brake, f"brake given up: {detail}")
 
     # ---- leases ----
 

@@ -535,6 +535,34 @@ def test_a_lock_never_read_back_does_not_release_the_brake_when_it_lapses(wiring
     assert set(stand.boards.clocks) == {285}
 
 
+@either_wiring
+@pytest.mark.parametrize("released_to", ["what was found", "its safe share"])
+def test_a_brake_that_a_person_released_is_not_engaged_again_though_the_device_was_deaf(
+    released_to: str, wiring: Wiring
+) -> None:
+    stand = Hosted("in_band", "brake", wiring=wiring)
+    stand.start()
+    stand.give(limit(330.0, stand.now))
+    stand.boards.gpus[0].deaf = True
+    pulled = brake(stand.now + 1)
+    stand.give(pulled)
+    stand.wait(SECOND)
+    stand.give(lock(900, stand.now))
+    release = stand.agent.release_all if released_to == "what was found" else stand.agent.fall_back
+    assert release(stand.now) == []  # it was not read back, and cannot be said to be so
+    stand.wait(SECOND)
+    said = stand.give(limit(150.0, stand.now))  # only a clock lock may follow a brake that is engaged
+    assert kinds(said) == ["Lapsed", "Released", "Accepted"]
+    assert said[1].command == pulled.id
+    assert "brake given up" in said[1].detail
+    assert f"came before {released_to.replace('its', 'the')} was read back" in said[1].detail
+    stand.wait(SECOND)
+    stand.give(lock(900, stand.now))
+    stand.boards.gpus[0].deaf = False
+    stand.wait(LEASE_END + MINUTE)
+    assert at_safe_share(stand)
+
+
 def test_only_a_lock_releases_the_brake() -> None:
     stand = braked()
     pulled = brake(stand.now)
