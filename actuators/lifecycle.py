@@ -44,7 +44,7 @@ from actuators.admission import engaged, loosens, refusal, same_setting
 from actuators.base import Actuator, ActuatorError, Found, NotAttempted, Readback
 from actuators.reflex import Hold
 from actuators.state_file import Intent, Kept, StateFile, Unreadable
-from schemas.commands import Brake, Command, GpuCommand, Lease, LimitPower, LockClocks, Path
+from schemas.commands import Brake, Command, FailDirection, GpuCommand, Lease, LimitPower, LockClocks, Path
 from schemas.instants import SECOND, Instant, Span, to_text
 from schemas.outcomes import (
     Accepted,
@@ -471,11 +471,13 @@ class HostAgent:
         self._stands = (until, mhz) if tighter else (_NEVER, 0)
         self._stood = (_NEVER, 0)
 
-    def _lapse(self, kept: Kept, now: Instant, out: list[Outcome], why: str) -> None:
-        """The lease is over: do as it says."""
+    def _lapse(
+        self, kept: Kept, now: Instant, out: list[Outcome], why: str, direction: FailDirection | None = None
+    ) -> None:
+        """The command is over: do as its lease says, or as `direction` does where one is given."""
         command = kept.command
         assert command is not None
-        direction = command.lease.on_expiry
+        direction = direction or command.lease.on_expiry
         if kept.brake is not None and not (kept.settled and kept.reflex is None):
             # The newer lock was never seen in force, and so has not released the brake.
             self._say(out, Lapsed, now, command, f"{why}; brake {kept.brake.id} is held")
@@ -554,7 +556,7 @@ class HostAgent:
         effort = self._effort
         if self._stands[0] <= self._elapsed and kept.intent == "obey" and not kept.settled:
             why = "it has not landed, and the lease of the looser lock before it ended"
-            self._turn_to("safe_share", kept, now, out, why)
+            self._lapse(kept, now, out, why, "safe_share")
             return
         if effort is None:
             self._look_after(kept, now, out)

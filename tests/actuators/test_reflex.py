@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.agents import SHARE_MHZ, SHARE_W, T0, TTL, Hosted, brake, kinds, limit, lock, share_of
-from support.boards import make_host
+from support.boards import Wiring, make_host
 
 from actuators.reflex import (
     BELOW_C,
@@ -392,6 +392,28 @@ def test_a_brake_pulled_under_a_hold_is_pulled_and_stands_when_it_lets_go() -> N
     assert set(stand.boards.clocks) == {285}
     stand.hold(None)
     stand.wait(SECOND)
+    assert set(stand.boards.clocks) == {285}
+
+
+@pytest.mark.parametrize("wiring", ["own", "shared"])
+def test_a_brake_stands_when_it_lets_go_of_a_host_whose_newer_locks_never_landed(wiring: Wiring) -> None:
+    stand = Hosted("in_band", "brake", wiring=wiring)
+    in_band = stand.intercept("in_band", on="verify")
+    stand.start()
+    stand.give(brake(stand.now))
+    stand.wait(6 * SECOND)
+    in_band.failing = True
+    stand.give(lock(1275, stand.now, ttl=20 * SECOND))
+    in_band.failing = False
+    stand.hold(HALF)
+    stand.wait(SECOND)
+    in_band.failing = True
+    stand.give(lock(900, stand.now))
+    stand.wait(20 * SECOND)  # the lease of the looser one ends
+    in_band.failing = False
+    stand.wait(10 * SECOND)
+    stand.hold(None)
+    stand.wait(10 * SECOND)
     assert set(stand.boards.clocks) == {285}
 
 
