@@ -664,6 +664,11 @@ class HostAgent:
             if not late and not refused:
                 return
             self._effort = None
+            if refused and not isinstance(kept.command, Brake):
+                # The device was silent when the command was taken; no lease covers what stands on it since.
+                self._say(out, Refused, now, kept.command, detail)
+                self._lapse(kept, now, out, "it was refused", "safe_share")
+                return
         elif late or not effort.written:
             wanted = _WANTED[kept.intent] if kept.reflex is None else "the reflex's share"
             detail = f"{wanted} is not in force and is tried on: {detail}"

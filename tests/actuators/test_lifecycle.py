@@ -12,7 +12,7 @@ from support.agents import SHARE_MHZ, SHARE_W, T0, TTL, Failing, Hosted, brake, 
 from support.boards import GPU_IS_LOST, Boards, Wiring, make_host
 
 from actuators.gpu_nvml import NvmlActuator
-from actuators.lifecycle import CHECK_MS, DEADLINES, HostAgent
+from actuators.lifecycle import CHECK_MS, DEADLINES, RETRY_MAX_MS, HostAgent
 from schemas.commands import Drain
 from schemas.commands import Path as Way
 from schemas.instants import MINUTE, SECOND
@@ -409,6 +409,26 @@ def test_a_limit_that_a_board_does_not_take_is_refused_and_changes_nothing() -> 
     assert stand.boards.writes == []
     (lapsed,) = stand.wait(LEASE_END)  # the lease of the lock was not touched
     assert lapsed.command == held.id
+
+
+def test_a_limit_refused_only_when_the_boards_answer_again_keeps_no_host_as_the_looser_lock_left_it() -> None:
+    stand = Hosted()
+    stand.start()
+    stand.give(lock(MAX_MHZ, stand.now))
+    for board in stand.boards.gpus:
+        board.refusal = GPU_IS_LOST
+    stand.wait(CHECK_MS)  # the agent has no handle of them any more
+    never = limit(90.0, stand.now, on_expiry="hold")
+    stand.give(never)
+    stand.wait(SECOND)
+    for board in stand.boards.gpus:
+        board.refusal = 0
+    refused, lapsed = stand.wait(RETRY_MAX_MS)
+    assert (refused.command, lapsed.command) == (never.id, never.id)
+    assert isinstance(refused, Refused)
+    assert "takes power limits from 100 to 400 W, not 90 W: nothing was written" in refused.detail
+    assert "it was refused; safe share read back" in lapsed.detail
+    assert at_safe_share(stand)
 
 
 # ---- the brake ----
