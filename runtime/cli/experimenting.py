@@ -150,6 +150,7 @@ def _print_checks(checks: list[RowCheck]) -> None:
 QUICK = Scale(
     headline_seeds=(28,),
     headline_days=0.125,
+    beyond_seeds=0,
     sweep_seeds=(),
     begin_s=2 * 86_400 + 15 * 3600,
 )

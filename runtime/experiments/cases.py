@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import multiprocessing
+import os
 import pathlib
 import queue
 import signal
@@ -223,7 +224,14 @@ def _undisturbed() -> None:
 
 
 def _run(case: Case, days: queue.Queue[float]) -> Result:
-    return run_case(case, days.put)
+    parent = multiprocessing.parent_process()
+
+    def told(done: float) -> None:
+        if parent is not None and not parent.is_alive():
+            os._exit(1)  # killed, and nobody would have what comes out
+        days.put(done)
+
+    return run_case(case, told)
 
 
 def _weight(case: Case) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -55,7 +55,6 @@ STUDIED: Mapping[str, CappingPolicy] = {
 
 ABLATED: Mapping[str, CappingPolicy] = {
     POLCA: DEFAULT_POLICY,
-    "POLCA with forecast": STUDIED["POLCA with forecast"],
     "POLCA in band": _policy(**IN_BAND),
     "POLCA, ladder": _policy(**LADDER),
     "POLCA, nearer": _policy(**NEARER),
@@ -66,8 +65,8 @@ ABLATED: Mapping[str, CappingPolicy] = {
     "Ours, study's clocks": _policy(**IN_BAND, **LADDER, **NEARER),
     OURS: _policy(**IN_BAND, **LADDER, **NEARER, **CLOCKS),
 }
-"""What more servers than the study's are held by: each means alone, all but the forecast together, and all
-without each."""
+"""What more servers than the study's are held by: each of our means alone, all together, and all without
+each. The forecast caps earlier and so more, and is left to the sweep of servers."""
 
 SWEPT: Mapping[str, CappingPolicy] = {
     **STUDIED,
@@ -78,9 +77,10 @@ SWEPT: Mapping[str, CappingPolicy] = {
 
 ADDED = (0, 10, 20, 30, 40, 45, 50)
 HEADLINE_ADDED = 30
+GOAL_ADDED = 40
 BEYOND: Mapping[int, tuple[str, ...]] = {
-    40: tuple(ABLATED),
-    45: (POLCA, "POLCA, own clocks", "Ours, study's clocks", OURS),
+    GOAL_ADDED: tuple(ABLATED),
+    45: ("POLCA, own clocks", "Ours, study's clocks", OURS),
 }
 """Servers added beyond the study, and what is tried there."""
 
@@ -102,9 +102,10 @@ POWER = (1.0, 1.05)
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is run: `headline_days` for each of `headline_seeds` by POLCA, No-cap and, beyond the study,
-    ours; other policies for the first `other_seeds` of them, and beyond the study for `beyond_seeds`; and
-    `sweep_days` for each of `sweep_seeds`. Whole weeks begin on Monday, the rest `begin_s` after it."""
+    """How much is run: `headline_days` for each of `headline_seeds` by POLCA, No-cap and, at `GOAL_ADDED`,
+    ours; other policies for the first `other_seeds` of them, beyond the study `beyond_seeds`, 0 for nothing
+    beyond it; and `sweep_days` for each of `sweep_seeds`, none for no sweep. Whole weeks begin on Monday, the
+    rest `begin_s` after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
@@ -131,25 +132,37 @@ def servers_at(added: int) -> int:
 
 def plan(scale: Scale, arrivals: tuple[str, ...] = ()) -> list[Point]:
     """What is to be run, sweep by sweep."""
-    points = [
-        _point(
-            "headline",
-            f"+{HEADLINE_ADDED} %",
-            name,
-            [
-                Case(
-                    servers=servers_at(HEADLINE_ADDED),
-                    policy=policy,
-                    days=scale.headline_days,
-                    seed=seed,
-                    begin_s=0 if scale.headline_days >= _WEEK_DAYS else scale.begin_s,
-                    arrivals=arrivals,
-                )
-                for seed in scale.headline_seeds[: None if name in (POLCA, NO_CAP) else scale.other_seeds]
-            ],
+    points = [*_headline(scale), *_beyond(scale), *_sweeps(scale)]
+    return [
+        msgspec.structs.replace(
+            point, cases=tuple(msgspec.structs.replace(case, arrivals=arrivals) for case in point.cases)
         )
-        for name, policy in STUDIED.items()
+        for point in points
     ]
+
+
+def _headline(scale: Scale) -> Iterator[Point]:
+    begin_s = 0 if scale.headline_days >= _WEEK_DAYS else scale.begin_s
+    week = Case(
+        servers=servers_at(HEADLINE_ADDED), policy=None, days=scale.headline_days, seed=0, begin_s=begin_s
+    )
+    for name, policy in STUDIED.items():
+        seeds = scale.headline_seeds[: None if name in (POLCA, NO_CAP) else scale.other_seeds]
+        base = msgspec.structs.replace(week, policy=policy)
+        yield _point("headline", f"+{HEADLINE_ADDED} %", name, base, seeds)
+
+
+def _beyond(scale: Scale) -> Iterator[Point]:
+    for added, names in BEYOND.items() if scale.beyond_seeds else ():
+        for name in names:
+            most = name == OURS and added == GOAL_ADDED
+            seeds = scale.headline_seeds[: None if most else scale.beyond_seeds]
+            week = Case(servers=servers_at(added), policy=ABLATED[name], days=scale.headline_days, seed=0)
+            yield _point(BEYOND_SWEEP, f"+{added} %", name, week, seeds)
+
+
+def _sweeps(scale: Scale) -> Sequence[Point]:
+    points: list[Point] = []
     if not scale.sweep_seeds:
         return points
 
@@ -160,18 +173,11 @@ def plan(scale: Scale, arrivals: tuple[str, ...] = ()) -> list[Point]:
             days=scale.sweep_days,
             seed=0,
             begin_s=scale.begin_s,
-            arrivals=arrivals,
         )
-        base = msgspec.structs.replace(base, **changes)
-        cases = [msgspec.structs.replace(base, seed=seed) for seed in scale.sweep_seeds]
-        points.append(_point(name, setting, policy, cases))
+        points.append(
+            _point(name, setting, policy, msgspec.structs.replace(base, **changes), scale.sweep_seeds)
+        )
 
-    for added, names in BEYOND.items():
-        for name in names:
-            week = Case(servers=servers_at(added), policy=ABLATED[name], days=scale.headline_days, seed=0)
-            seeds = scale.headline_seeds[: None if name == OURS else scale.beyond_seeds]
-            cases = [msgspec.structs.replace(week, seed=seed, arrivals=arrivals) for seed in seeds]
-            points.append(_point(BEYOND_SWEEP, f"+{added} %", name, cases))
     for low, high in CLOCKS_MHZ:
         table = ClockTable(low_t1=(low + 1410) // 2, low_t2=low, high_t2=high, brake=288)
         capped = _policy(
@@ -202,8 +208,9 @@ def plan(scale: Scale, arrivals: tuple[str, ...] = ()) -> list[Point]:
     return points
 
 
-def _point(sweep: str, setting: str, policy: str, cases: Sequence[Case]) -> Point:
-    return Point(sweep=sweep, setting=setting, policy=policy, cases=tuple(cases))
+def _point(sweep: str, setting: str, policy: str, base: Case, seeds: Sequence[int]) -> Point:
+    cases = tuple(msgspec.structs.replace(base, seed=seed) for seed in seeds)
+    return Point(sweep=sweep, setting=setting, policy=policy, cases=cases)
 
 
 def cases_of(points: Sequence[Point]) -> list[Case]:
