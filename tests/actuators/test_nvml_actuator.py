@@ -241,6 +241,22 @@ def test_another_gpu_in_the_place_of_a_stated_one_is_named_with_it_and_nothing_i
     assert locks(nvml_state) == [(345, 1200), (0, 0)]  # ours is safe, the stranger untouched
 
 
+def test_a_brake_engages_beside_another_gpu_in_the_place_of_a_stated_one_and_is_not_said_to_be_in_force(
+    actuator: NvmlActuator, nvml_state: ShimState
+) -> None:
+    nvml_state.gpu(1).uuid = "GPU-of-another-host"
+    plain = lock(1200, T0)
+    braked = Brake(at=T0, source="x", subject=plain.subject, lease=plain.lease, max_mhz=404)
+    with pytest.raises(ActuatorError, match=r"not every GPU did engage the brake.*GPU-of-another") as why:
+        actuator.apply(braked, actuator.inspect())
+    assert not isinstance(why.value, NotAttempted)
+    ours, stranger = locks(nvml_state)
+    assert ours[1] <= braked.max_mhz
+    assert stranger == (0, 0)
+    nvml_state.gpu(0).sm_mhz = braked.max_mhz
+    assert actuator.verify(braked).in_force is None
+
+
 def test_a_gpu_that_moved_to_another_index_is_still_known(
     actuator: NvmlActuator, nvml_state: ShimState
 ) -> None:
