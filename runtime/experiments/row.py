@@ -30,6 +30,9 @@ SERVER_W = 6500.0
 PEAK_RATIO = 0.79
 """Peak of the uncontrolled row over its budget (published)."""
 
+STUDIED_WEEKS = 6.0
+"""How long the study looked at its row (published)."""
+
 RISE_2S_RATIO = 0.09
 """Highest rise within 2 s over the budget (recalled, weak)."""
 
