@@ -22,6 +22,7 @@ import numpy as np
 
 from controllers.policy import CappingPolicy
 from runtime.config import Setup
+from runtime.counting import counted
 from runtime.judging import LAPSE_MS, BlindEye, Found, not_as_asked, obeyed_backwards, out_of_lease
 from runtime.ledger.store import Ledger
 from runtime.recorder import Recorder, header_of
@@ -352,18 +353,19 @@ def _blind(witness: Witness) -> Verdict:
     return _of_found(
         "nothing was loosened or renewed on unknown power",
         found,
-        f"{len(found)} commands in {witness.blind.blind_beats} beats without a known power",
+        f"{counted(len(found), 'command')} in {counted(witness.blind.blind_beats, 'beat')} "
+        "without a known power",
     )
 
 
-def _of_found(invariant: str, found: Sequence[Found], figure: str) -> Verdict:
+def _of_found(invariant: str, found: Sequence[Found], figure: str, bound: str = "none") -> Verdict:
     """None may be found; the first one is the proof."""
     first = found[0] if found else None
     return Verdict(
         invariant=invariant,
         ruling=_ruled(not found),
         figure=figure,
-        bound="none",
+        bound=bound,
         value=len(found),
         limit=0,
         at=first.at if first else None,
@@ -394,15 +396,19 @@ def _commands(witness: Witness, policy: CappingPolicy, ended: Instant) -> Verdic
                 Found(command.at, command.id, f"{type(command).__name__} for {command.subject} {what}")
             )
     kinds = Counter(type(outcome).__name__.lower() for outcome in witness.outcomes)
-    words = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if kind != "accepted")
+    del kinds["accepted"]
+    words = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     verdict = _of_found(
         "every command was verified, failed or overtaken by its deadline",
         late,
         f"{due - len(late):,} of {due:,}, the slowest {slowest[0] / SECOND:g} s",
+        "none late or unanswered",
     )
     if late or slowest[1] is None:
         return verdict
-    return msgspec.structs.replace(verdict, at=slowest[1].at, command=slowest[1].id, proof=words)
+    # One command has more than one: it is verified, then renewed, and in the end superseded.
+    proof = f"{counted(kinds.total(), 'outcome')}, several for some: {words}"
+    return msgspec.structs.replace(verdict, at=slowest[1].at, command=slowest[1].id, proof=proof)
 
 
 def _obedience(scenario: Scenario, setup: Setup, witness: Witness) -> Verdict:
@@ -420,13 +426,13 @@ def _obedience(scenario: Scenario, setup: Setup, witness: Witness) -> Verdict:
         *out_of_lease(witness.outcomes, witness.clocks, witness.commands, setup.shares, lapse_ms),
     ]
     found.sort(key=lambda each: each.at)
-    verdict = _of_found("no host ran looser than its lease allowed", found, f"{len(found)} hosts or commands")
-    return msgspec.structs.replace(verdict, bound=f"none for longer than {lapse_ms / SECOND:g} s")
+    bound = f"none for longer than {lapse_ms / SECOND:g} s"
+    return _of_found("no host ran looser than its lease allowed", found, counted(len(found), "case"), bound)
 
 
 def _brakes(bound: int | None, witness: Witness) -> Verdict:
     entered = [at for at, mode in witness.modes if mode == "B"]
-    name, figure = "the brake was pulled no oftener than allowed", f"{len(entered)} times"
+    name, figure = "the brake was pulled no oftener than allowed", counted(len(entered), "time")
     if bound is None:
         return _not_judged(name, figure, _NO_BOUND, len(entered))
     # The pull that was one too many, or the first.
@@ -452,7 +458,7 @@ def _back(bound_min: float | None, witness: Witness, over: Instant) -> Verdict:
     back_at = next((at for at, _, count in after if not count), None)
     last = next((each for each in reversed(after) if each[2] and each[0] < (back_at or math.inf)), None)
     if back_at is None:
-        figure, minutes = f"{after[-1][2] if after else 0} hosts held at the end", None
+        figure, minutes = f"{counted(after[-1][2] if after else 0, 'host')} held at the end", None
     else:
         minutes = (back_at - over) / MINUTE
         figure = f"{minutes:.1f} min after the trouble"
@@ -515,7 +521,7 @@ def _ledger(ledger: Ledger, witness: Witness) -> Verdict:
     return Verdict(
         invariant="the ledger's chain verifies and has every command",
         ruling=_ruled(not broken and not missing),
-        figure=f"{count:,} records, {len(missing)} commands missing",
+        figure=f"{count:,} records, {counted(len(missing), 'command')} missing",
         bound="whole",
         value=len(missing),
         limit=0,

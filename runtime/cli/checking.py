@@ -14,6 +14,7 @@ from runtime.config import (
     load_setup,
     read_host_config,
 )
+from runtime.counting import counted
 
 
 def check(
@@ -79,8 +80,8 @@ def _describe(setup: Setup) -> None:
         ratio = row.rated_w / row.budget_w
         over = "oversubscribed" if ratio > 1.0 else "not oversubscribed"
         say(
-            f"{row.path}: {len(row.hosts)} hosts ({low} of low priority), {gpus} GPUs; nameplate "
-            f"{watts(row.rated_w)} on a budget of {watts(row.budget_w)}, {ratio:.2f}×, {over}"
+            f"{row.path}: {counted(len(row.hosts), 'host')} ({low} of low priority), {counted(gpus, 'GPU')}; "
+            f"nameplate {watts(row.rated_w)} on a budget of {watts(row.budget_w)}, {ratio:.2f}×, {over}"
         )
         limits = sorted({(share.limit_w, share.max_mhz) for share in shares})
         said = ", ".join(f"{limit:.0f} W per GPU and {mhz} MHz" for limit, mhz in limits)

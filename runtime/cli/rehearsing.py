@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import queue
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
@@ -24,6 +25,7 @@ from runtime.cli.printing import Json, console, emit, progress, say, share, span
 from runtime.cli.seeds import Seed
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup, load_setup, read_text
+from runtime.counting import counted
 from runtime.rehearsal import Rehearsed, alone, minutes_of, play
 from schemas.instants import MINUTE, Instant
 from schemas.toml_tables import not_among
@@ -34,6 +36,7 @@ from twin.trouble import unplayable
 Listed = Annotated[bool, Parameter(name="--list", negative="")]
 
 _INK = {"passed": "green", "failed": "bold red", "not_applicable": "dim"}
+_SITE = re.compile(r"^\s*\[site\]", re.MULTILINE)
 _WORD = {"passed": "passed", "failed": "FAILED", "not_applicable": "–"}
 
 
@@ -106,10 +109,12 @@ def load_scenario(name: str) -> Scenario:
     path = known.get(name) or pathlib.Path(name)
     if name not in known and not path.exists():
         raise ConfigError(f"{name}: is no file, and no scenario that ships: {not_among(name, known)}")
+    text = read_text(path, "the scenario")
     try:
-        return read_scenario(read_text(path, "the scenario"), path.name if name in known else name)
+        return read_scenario(text, path.name if name in known else name)
     except ScenarioError as error:
-        raise ConfigError(str(error)) from error
+        site = f"{name}: this looks like a site file: use --site\n" if _SITE.search(text) else ""
+        raise ConfigError(f"{site}{error}") from error
 
 
 def _list(*, json: bool) -> int:
@@ -217,8 +222,8 @@ def _tell(scenario: Scenario, setup: Setup, found: Sequence[Rehearsed], took_s: 
         console.print(
             Text.assemble(
                 (f"Row {row.path}", "bold"),
-                f": {len(row.hosts)} hosts on {watts(row.budget_w)} under {each.policy}, seed {each.seed}; "
-                f"peak {share(each.plant.peak_w / row.budget_w)} of the budget",
+                f": {counted(len(row.hosts), 'host')} on {watts(row.budget_w)} under {each.policy}, "
+                f"seed {each.seed}; peak {share(each.plant.peak_w / row.budget_w)} of the budget",
             )
         )
         for spell in each.spells:
@@ -236,7 +241,7 @@ def _tell(scenario: Scenario, setup: Setup, found: Sequence[Rehearsed], took_s: 
                 verdict.invariant,
                 verdict.figure,
                 verdict.bound,
-                _minute(each, verdict.at) if verdict.at is not None else "",
+                _moment(each, verdict.at) if verdict.at is not None else "",
                 ", ".join(filter(None, (verdict.proof, proof))),
                 style="dim" if verdict.ruling == "not_applicable" else "",
             )
@@ -252,6 +257,11 @@ def _entered(each: Rehearsed) -> Sequence[tuple[Instant, str]]:
 
 def _minute(each: Rehearsed, at: Instant) -> str:
     return f"{(at - each.began) / MINUTE:.1f}"
+
+
+def _moment(each: Rehearsed, at: Instant) -> str:
+    """The minute; before minute 0 the row is being let up, which is judged too."""
+    return _minute(each, at) if at >= each.began else "while it settled"
 
 
 def _tell_files(found: Sequence[Rehearsed], folders: Mapping[str, pathlib.Path]) -> None:

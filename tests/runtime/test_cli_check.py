@@ -41,11 +41,19 @@ def test_a_site_that_ships_without_a_clock_table_says_what_is_needed(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:
     assert run(["check", str(ONE_HOST)]) == 2
-    assert "no clock table for H100-SXM5-80GB" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(
+        "the built-in policy has no clock table for H100-SXM5-80GB: sweep it and state "
+        "[clocks.H100-SXM5-80GB] in a policy file (--policy FILE), or set allow_fraction_defaults = true"
+    )
     policy = tmp_path / "policy.toml"
+    policy.write_text('variant = "polca"\n', encoding="utf-8")
+    assert run(["check", str(ONE_HOST), "--policy", str(policy)]) == 2
+    assert capsys.readouterr().err.startswith(f"{policy}: no clock table for H100-SXM5-80GB: sweep it")
     policy.write_text("allow_fraction_defaults = true\n", encoding="utf-8")
     assert run(["check", str(ONE_HOST), "--policy", str(policy)]) == 0
-    assert "not oversubscribed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "not oversubscribed" in told
+    assert ": 1 host (" in told
 
 
 def test_a_host_s_configuration_is_checked_with_all_that_it_names(

@@ -63,6 +63,11 @@ def test_all_passed_is_0_and_one_failed_is_1_and_the_ledger_it_leaves_tells_why(
     said = capsys.readouterr().out
     assert "minute 0.5 to 1.5  ups-1 on battery, 0.75 of the budget left" in said
     assert "FAILED" not in said
+    (answered,) = [line for line in said.splitlines() if "every command was verified" in line]
+    assert "none late or unanswered" in answered
+    assert "while it settled" in answered, "the slowest came before minute 0"
+    assert "outcomes, several for some: " in answered
+    assert " 1 time " in said
     for left in ("row.png", "ledger.sqlite", "recording.jsonl.gz"):
         assert (out / left).stat().st_size > 0
     assert run(["replay", str(out / "recording.jsonl.gz"), "--expect", "recorded", "--json"]) == 0
@@ -119,6 +124,7 @@ def test_what_cannot_be_played_is_refused_in_words(
     assert 'quick.toml: faults[0]: ups = "ups-7": lab1/row-a hangs from ups-1' in refused(
         other, "--site", site
     )
+    assert refused(site).startswith(f"{site}: this looks like a site file: use --site\n{site}: ")
     (tmp_path / "host.lock").touch()
     said = refused(scenario(tmp_path), "--site", site, "--out", str(tmp_path))
     assert "is the state directory of a host" in said
