@@ -307,7 +307,7 @@ def _library() -> Nvml:
         import pynvml
     except ImportError as error:
         raise ActuatorError(
-            "setting GPUs needs the package nvidia-ml-py: install windrow with its extra, windrow[gpu]",
+            "setting GPUs needs the package nvidia-ml-py: pip install -e '.[gpu]' in Windrow's clone",
             lasting=True,
         ) from error
     return cast(Nvml, pynvml)

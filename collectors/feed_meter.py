@@ -87,7 +87,11 @@ class FeedCollector:
         except Exception as error:  # whatever the protocol raises: this meter is unknown, others go on
             if path not in self._silent:
                 self._silent.add(path)
-                _LOG.warning("meter %s does not answer: %s: %s", path, type(error).__name__, error)
+                # A fault of the line says in words what it is; of others the words alone may mean nothing.
+                spoken = isinstance(error, OSError) and str(error)
+                _LOG.warning(
+                    "meter %s cannot be read: %s", path, spoken or f"{type(error).__name__}: {error}"
+                )
             return None
         if path in self._silent:
             self._silent.discard(path)

@@ -424,7 +424,7 @@ def _library() -> Nvml:
         import pynvml
     except ImportError as error:
         raise CollectorError(
-            "reading GPUs needs the package nvidia-ml-py: install windrow with its extra, windrow[gpu]"
+            "reading GPUs needs the package nvidia-ml-py: pip install -e '.[gpu]' in Windrow's clone"
         ) from error
     return cast(Nvml, pynvml)
 

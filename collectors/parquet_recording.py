@@ -52,7 +52,8 @@ def arrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise CollectorError(
-            "a .parquet recording needs a library that is not installed: pip install 'windrow[parquet]'"
+            "a .parquet recording needs a library that is not installed: "
+            "pip install -e '.[parquet]' in Windrow's clone"
         ) from error
     return pyarrow
 

@@ -114,6 +114,10 @@ class ForecastUse(msgspec.Struct, frozen=True, kw_only=True):
     quantile: _Quantile = 0.95
 
 
+BUILT_IN = "built-in"
+"""Where a policy was read that is in no file."""
+
+
 class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """One row's capping policy. `name` is where it was read; the rest is documented on its parts.
 
@@ -123,7 +127,7 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     (our choice: few who do not answer are not to hold the row up).
     """
 
-    name: str = "built-in"
+    name: str = BUILT_IN
     variant: Variant = "polca"
     path: Literal["in_band", "out_of_band"] = "out_of_band"
     period_ms: _Span = 2 * SECOND
@@ -178,9 +182,13 @@ class CappingPolicy(msgspec.Struct, frozen=True, kw_only=True):
         table = self.clocks.get(sku.name) or PUBLISHED.get(sku.name)
         if table is None:
             if not self.allow_fraction_defaults:
+                built_in = self.name == BUILT_IN
+                lacks = "the built-in policy has" if built_in else f"{self.name}:"
+                where = " in a policy file (--policy FILE)" if built_in else ""
                 raise Uncalibrated(
-                    f"{self.name}: no clock table for {sku.name}: sweep it and state [clocks.{sku.name}],"
-                    " or set allow_fraction_defaults = true to start from fractions of its highest clock"
+                    f"{lacks} no clock table for {sku.name}: sweep it and state [clocks.{sku.name}]{where},"
+                    " or set allow_fraction_defaults = true there, to start from fractions of its highest"
+                    " clock"
                 )
             table = from_fractions(sku)
         return settle(table, sku)

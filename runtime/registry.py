@@ -49,4 +49,7 @@ def lacking(kind: str) -> str:
     module, extra = _NEEDS.get(kind, ("", ""))
     if not module or importlib.util.find_spec(module) is not None:
         return ""
-    return f"needs the Python module {module}, which is not installed here: pip install 'windrow[{extra}]'"
+    return (
+        f"needs the Python module {module}, which is not installed here: "
+        f"pip install -e '.[{extra}]' in Windrow's clone"
+    )

@@ -99,7 +99,7 @@ class TwinMeter:
     def read(self) -> MeterReading:
         """Power over the last two seconds, and the breaker. Raises TimeoutError where it is silent."""
         if self._fault == "silent":
-            raise TimeoutError(f"the meter of {self._node.path} does not answer")
+            raise TimeoutError("it does not answer")
         power, closed, on_battery = self._row.measure(self._place)
         if self._fault == "stuck":
             power = self._frozen_w

@@ -459,7 +459,9 @@ def _requests(path: pathlib.Path) -> list[tuple[float, float, float]]:
         try:
             missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
             if missing:
-                raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}")
+                empty = "" if reader.fieldnames else "is empty: "
+                lacks = f"has no column {', '.join(sorted(missing))}"
+                raise ValueError(f"{path}: {empty}{lacks}; its form is that of the public Azure LLM traces")
             for row in reader:
                 try:
                     requests.append(

@@ -43,7 +43,9 @@ def connect(kind: Kind, kafka: KafkaConfig, within_s: float, **settings: Any) ->
         from kafka.errors import KafkaError
         from kafka.net.compat import KafkaNetClient
     except ImportError as error:
-        raise BusError(f"Kafka is not installed here ({error.name}): pip install 'windrow[kafka]'") from None
+        raise BusError(
+            f"Kafka is not installed here ({error.name}): pip install -e '.[kafka]' in Windrow's clone"
+        ) from None
     nets: list[Any] = []
 
     def opened(**configs: Any) -> Any:

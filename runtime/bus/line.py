@@ -46,7 +46,7 @@ _REFUSALS = (
 def usable(kafka: KafkaConfig) -> None:
     """See that Kafka could be reached as configured, if it were there. Raises BusError in words."""
     if importlib.util.find_spec("kafka") is None:
-        raise BusError("Kafka is not installed here (kafka): pip install 'windrow[kafka]'")
+        raise BusError("Kafka is not installed here (kafka): pip install -e '.[kafka]' in Windrow's clone")
     kafka.for_kafka_python()
 
 

@@ -51,7 +51,9 @@ def control(
         from runtime.hosts.faust_kafka import Pace
         from runtime.hosts.faust_worker import serve
     except ImportError as error:
-        raise BusError(f"Faust is not installed here ({error.name}): pip install 'windrow[kafka]'") from None
+        raise BusError(
+            f"Faust is not installed here ({error.name}): pip install -e '.[kafka]' in Windrow's clone"
+        ) from None
     clock = SystemClock()
     state = StateDir.made(chosen.state_dir)
     named = worker or f"{socket.gethostname()}/{state.path.resolve().name}"

@@ -6,9 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-_FROM_ZERO = Parameter(validator=validators.Number(gte=0))
-
-Seed = Annotated[int, _FROM_ZERO]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 """A whole number from 0 on: the generators take no other."""
 
-Seeds = Annotated[tuple[int, ...], _FROM_ZERO]
+Seeds = tuple[Seed, ...]

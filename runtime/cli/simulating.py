@@ -29,7 +29,11 @@ _LEAVING_S = 3.0  # for the last messages to reach Kafka
 
 
 twin = App(name="twin", help="The simulated plant: live on the brokers, or held against recorded hardware.")
-twin.command("runtime.cli.calibrating:fidelity", name="fidelity")
+twin.command(
+    "runtime.cli.calibrating:fidelity",
+    name="fidelity",
+    help="Compare the twin of a serving GPU with recorded runs, run by run.",
+)
 
 
 @twin.default
@@ -44,7 +48,8 @@ def simulate(
     Parameters
     ----------
     config
-        A configuration with the site and its brokers, [kafka]. What it reads and sets here is not looked at.
+        A configuration with the site and its brokers, [kafka]. Its collectors and actuators are ignored: the
+        twin has its own. `fidelity` needs no configuration.
     rows
         Simulate the first so many rows; 0 simulates all.
     seed

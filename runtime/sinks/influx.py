@@ -66,7 +66,9 @@ def client_of(config: InfluxConfig) -> InfluxDBClient:
     try:
         from influxdb_client.client.influxdb_client import InfluxDBClient
     except ImportError as error:
-        raise BusError("InfluxDB needs its client library: pip install 'windrow[influx]'") from error
+        raise BusError(
+            "InfluxDB needs its client library: pip install -e '.[influx]' in Windrow's clone"
+        ) from error
     # By keywords only: the third in place is `debug`, which prints each request with its body.
     return InfluxDBClient(
         url=config.url,

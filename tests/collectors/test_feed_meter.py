@@ -73,14 +73,16 @@ def test_a_silent_meter_is_unknown_and_its_neighbours_go_on(failure: Exception) 
 
 
 def test_a_silent_meter_is_reported_once_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
-    meter = Scripted(TimeoutError("gone"), TimeoutError("gone"), Said(1.0), Said(1.0))
+    silent, broken = TimeoutError("gone"), KeyError("watts")
+    meter = Scripted(silent, silent, Said(1.0), Said(1.0), broken)
     collector = FeedCollector({FEED: meter}, period_ms=2_000)
     with caplog.at_level(logging.INFO):
-        powers = [feeds(collector, now)[0].power_w for now in (0, 1, 2, 3)]
-    assert powers == [None, None, 1.0, 1.0]
+        powers = [feeds(collector, now)[0].power_w for now in (0, 1, 2, 3, 4)]
+    assert powers == [None, None, 1.0, 1.0, None]
     assert [record.getMessage() for record in caplog.records] == [
-        f"meter {FEED} does not answer: TimeoutError: gone",
+        f"meter {FEED} cannot be read: gone",
         f"meter {FEED} answers again",
+        f"meter {FEED} cannot be read: KeyError: 'watts'",
     ]
 
 

@@ -415,7 +415,7 @@ def test_gpus_keep_their_places_when_the_driver_counts_them_differently(
 
 def test_without_the_package_the_extra_is_named(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(CollectorError, match=r"nvidia-ml-py.*windrow\[gpu\]"):
+    with pytest.raises(CollectorError, match=r"nvidia-ml-py: pip install -e '\.\[gpu\]'"):
         NvmlCollector(make_host())
 
 

@@ -36,6 +36,13 @@ def test_every_command_and_every_option_is_explained(
     assert all(len(line.strip("│ ").split("  ")) > 1 for line in options), options
 
 
+def test_a_command_that_is_loaded_later_is_explained_beside_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["twin", "--help"]) == 0
+    assert "│ fidelity  Compare the twin" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
@@ -59,6 +66,7 @@ def test_every_command_and_every_option_is_explained(
             ["pin", "a", "--max-mhz", "0", "--minutes", "1", "--reason", "x"],
             "--minutes and --max-mhz must be",
         ),
+        (["experiment", "row-check", "--seeds", "-3"], 'Invalid value "-3" for --seeds. Must be >= 0.'),
         (["audit", "alerts", "--ledger", "none.sqlite"], "none.sqlite: there is no ledger here"),
         (["record", "out", "--twin", "a", "--site", "b"], "--twin names the site to simulate: leave --site"),
     ],

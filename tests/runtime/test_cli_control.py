@@ -55,7 +55,8 @@ def test_without_faust_one_is_told_what_to_install(
     monkeypatch.setattr(controlling, "ensure", lambda kafka: Report())
     monkeypatch.setattr(builtins, "__import__", lacking)
     assert run(["control", "--config", written(tmp_path)]) == 2
-    assert capsys.readouterr().err == "Faust is not installed here (faust): pip install 'windrow[kafka]'\n"
+    said = "Faust is not installed here (faust): pip install -e '.[kafka]' in Windrow's clone\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_state_directory_in_use_is_refused(

@@ -226,6 +226,6 @@ def test_a_file_of_somebody_else_is_no_recording(tmp_path: pathlib.Path) -> None
 def test_a_library_that_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for need in (lambda path: Recorder(path, HEADER), read_recording):
-        with pytest.raises((ConfigError, CollectorError), match=r"pip install 'windrow\[parquet\]'"):
+        with pytest.raises((ConfigError, CollectorError), match=r"pip install -e '\.\[parquet\]'"):
             need(tmp_path / "a.parquet")
     assert list(tmp_path.iterdir()) == []

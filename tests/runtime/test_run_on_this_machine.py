@@ -257,7 +257,7 @@ def test_without_nvidia_s_package_the_extra_is_named(
     assert run(["run", "--config", str(machine.config)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1][:15] for line in lines] == ["collectors[0].k", "actuators[0].ki"]
-    assert all("pip install 'windrow[gpu]'" in line for line in lines)
+    assert all("pip install -e '.[gpu]' in Windrow's clone" in line for line in lines)
 
 
 # ---- releases where no host runs ----

@@ -208,7 +208,11 @@ AT = "2023-11-16 18:17:03.9799600"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,b\n1,2\n", "has no column ContextTokens, GeneratedTokens, TIMESTAMP"),
+        (
+            "a,b\n1,2\n",
+            "has no column ContextTokens, GeneratedTokens, TIMESTAMP; its form .* Azure LLM traces",
+        ),
+        ("", "is empty: has no column ContextTokens"),
         (HEADER, "has no requests"),
         (f"{HEADER}yesterday,1,2\n", "line 2: TIMESTAMP 'yesterday': must be a date and a time"),
         (f"{HEADER}NaT,1,2\n", "line 2: TIMESTAMP 'NaT': must be"),
