@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 
-from runtime.experiments.polca import NO_CAP, OURS, POLCA, Figure, Rate, Summary
+from runtime.counting import counted
+from runtime.experiments.polca import NO_CAP, OBJECTIVES, OURS, POLCA, Figure, Rate, Summary
 
 mpl.use("Agg")
 
@@ -24,13 +25,6 @@ _LOOKS = {
     NO_CAP: ("#b04a3a", "*"),
 }
 """Colour and mark of each policy."""
-
-_LATENCIES = (
-    ("high_p50", "high priority, P50", 0.01, "published"),
-    ("high_p99", "high priority, P99", 0.05, "recalled"),
-    ("low_p50", "low priority, P50", 0.05, "recalled"),
-    ("low_p99", "low priority, P99", 0.5, "recalled"),
-)
 
 
 def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple[str, str]]:
@@ -51,14 +45,19 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     plt.close(figure)
 
     figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
-    for axes, (field, title, bound, source) in zip(grid.flat, _LATENCIES, strict=True):
+    for axes, (field, bound, source) in zip(grid.flat, OBJECTIVES, strict=True):
+        priority, percentile = field.split("_")
         _lines(axes, rows, field, 100.0)
         highest = max(getattr(each, field).mean for each in rows if each.policy in (POLCA, OURS)) * 100
         top = max(bound * 115, highest * 1.3) if highest > bound * 25 else highest * 1.3
         axes.set_ylim(-0.04 * max(top, 0.1), max(top, 0.1))
         if bound * 100 < top:
             axes.axhline(bound * 100, color="black", lw=0.8, ls="--")
-        axes.set_title(f"{title}; objective: below {bound:.0%} ({source})", loc="left", fontsize=10)
+        axes.set_title(
+            f"{priority} priority, {percentile.upper()}; objective: below {bound:.0%} ({source})",
+            loc="left",
+            fontsize=10,
+        )
         axes.set_ylabel("longer than uncapped (%)")
     for axes in grid[1]:
         axes.set_xlabel("servers added (%)")
@@ -91,7 +90,7 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
         peak.plot(places, [each.peak_ratio for each in rows], "o-", color=_LOOKS[POLCA][0])
         peak.axhline(1.0, color="black", lw=0.8)
         for place, each in zip(places, rows, strict=True):
-            word = f"{each.brakes} brakes" if each.brakes != 1 else "1 brake"
+            word = counted(each.brakes, "brake")
             peak.annotate(
                 word, (place, each.peak_ratio), (0, 7), textcoords="offset points", ha="center", fontsize=8
             )

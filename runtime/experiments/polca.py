@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from controllers.clock_table import ClockTable
 from controllers.policy import DEFAULT_POLICY, Band, CappingPolicy, Latency
 from runtime.experiments.cases import PRIORITIES, Case, Result
-from runtime.experiments.row import BUSY_S, PROVISIONED
+from runtime.experiments.row import BUSY_S, PROVISIONED, SKU
 from twin.bulk import PathFaults
 
 _WEEK_DAYS = 7.0
@@ -34,9 +34,12 @@ NEARER: Mapping[str, object] = {"t1": Band(enter=0.86, leave=0.81), "t2": Band(e
 """Thresholds as far under the budget as the study's row rises within 2 s (`row-check`: 0.073), as POLCA's T2
 is as far under it as the row rises within the 40 s of its path (0.118)."""
 
-CLOCKS: Mapping[str, object] = {
-    "clocks": {"A100-SXM4-80GB": ClockTable(low_t1=1305, low_t2=1185, high_t2=1335, brake=288)}
-}
+
+def _clocks(low_t1: int, low_t2: int, high_t2: int) -> Mapping[str, object]:
+    return {"clocks": {SKU: ClockTable(low_t1=low_t1, low_t2=low_t2, high_t2=high_t2, brake=288)}}
+
+
+CLOCKS = _clocks(1305, 1185, 1335)
 """The lowest clocks at which the median of low priority is less than 5 % longer and that of high priority
 less than 1 %, all of the time: what the sweep of clocks finds on this row, as the study did on its own."""
 
@@ -179,9 +182,10 @@ def _sweeps(scale: Scale) -> Sequence[Point]:
         )
 
     for low, high in CLOCKS_MHZ:
-        table = ClockTable(low_t1=(low + 1410) // 2, low_t2=low, high_t2=high, brake=288)
         capped = _policy(
-            t1=Band(enter=0.02, leave=0.01), t2=Band(enter=0.03, leave=0.02), clocks={"A100-SXM4-80GB": table}
+            t1=Band(enter=0.02, leave=0.01),
+            t2=Band(enter=0.03, leave=0.02),
+            **_clocks((low + 1410) // 2, low, high),
         )
         sweep("clocks", f"{low} and {high} MHz", "always capped", under=capped)
     for added in ADDED:
@@ -244,6 +248,15 @@ class Rate(msgspec.Struct, frozen=True):
         return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
+OBJECTIVES = (
+    ("high_p50", 0.01, "published"),
+    ("high_p99", 0.05, "recalled"),
+    ("low_p50", 0.05, "recalled"),
+    ("low_p99", 0.5, "recalled"),
+)
+"""The study's bounds on what latency may grow by, and how each is known; besides them no brake."""
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a point came to. `brakes`, `over_budget_s` and `trips` are of all its runs, as `peak_ratio` is the
     highest; what is named so is per week of simulated time; latency, throughput and energy are changes
@@ -278,7 +291,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it keeps the study's objectives: no brake, and latencies within bounds (the first of them
         published, the others recalled). Undecided: a bound lies within a figure's interval. One run has no
         interval, and decides by itself."""
-        bounds = ((self.high_p50, 0.01), (self.high_p99, 0.05), (self.low_p50, 0.05), (self.low_p99, 0.5))
+        bounds: list[tuple[Figure, float]] = [(getattr(self, name), bound) for name, bound, _ in OBJECTIVES]
         if self.brakes or any(value.mean - (value.half or 0.0) >= bound for value, bound in bounds):
             return "missed"
         sure = all(value.mean + (value.half or 0.0) < bound for value, bound in bounds)

@@ -24,6 +24,7 @@ from twin.breaker import TripCurve
 from twin.bulk import STEP_MS, BulkRow, PathFaults
 from twin.weekly import BLOCK_S, WEEK_S, Demand, Load, TracedLoad, WeeklyLoad, read_arrivals, shipped_week
 
+SKU = "A100-SXM4-80GB"
 PROVISIONED = 40
 SERVER_W = 6500.0
 
@@ -78,7 +79,7 @@ def row_site(servers: int, provisioned: int = PROVISIONED) -> str:
     width, budget_w = max(2, len(str(whole + 1))), round(provisioned * SERVER_W)
     racks = [(f"r[{1:0{width}d}-{whole:0{width}d}]", 2)] * (whole > 0)
     racks += [(f"r{whole + 1:0{width}d}", 1)] * (rest > 0)
-    board = 'sku = "A100-SXM4-80GB"\ngpus = 8\npaths = ["out_of_band", "brake", "in_band"]\n'
+    board = f'sku = "{SKU}"\ngpus = 8\npaths = ["out_of_band", "brake", "in_band"]\n'
     power = (
         f'[site]\nname = "study"\n[[ups]]\nname = "ups-1"\nlimit_w = {10 * budget_w}\n'
         f'[[pdus]]\nname = "pdu-1"\nups = "ups-1"\nlimit_w = {10 * budget_w}\n'

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 from support.counterparts import shared_data
 
@@ -20,7 +21,7 @@ from twin.weekly import (
     read_hourly,
     shipped_week,
 )
-from twin.workload import MIX
+from twin.workload import MIX, Arrivals
 
 HOSTS: list[Priority] = ["high", "low"] * 20
 DEMAND = Demand(
@@ -70,14 +71,20 @@ def test_the_same_seed_asks_the_same_and_another_does_not() -> None:
     assert first.at_s.size != other.at_s.size or not np.array_equal(first.at_s, other.at_s)
 
 
+def of_high_priority(block: Arrivals, index: int) -> npt.NDArray[np.bool_]:
+    """Which requests of a block are of high priority, once it is seen to be whole."""
+    assert np.all(np.diff(block.at_s) >= 0)
+    assert block.at_s[0] >= index * BLOCK_S
+    assert block.at_s[-1] < (index + 1) * BLOCK_S
+    high: npt.NDArray[np.bool_] = block.host % 2 == 0
+    assert block.prompt[high].max() <= 4096
+    assert block.prompt[~high].max() > 4096  # summaries
+    return high
+
+
 def test_requests_come_in_order_within_their_block_at_hosts_of_their_priority() -> None:
     for index, block in ((0, (asked := load()).block(0)), (1, asked.block(1))):
-        assert np.all(np.diff(block.at_s) >= 0)
-        assert block.at_s[0] >= index * BLOCK_S
-        assert block.at_s[-1] < (index + 1) * BLOCK_S
-        high = block.host % 2 == 0
-        assert block.prompt[high].max() <= 4096
-        assert block.prompt[~high].max() > 4096  # summaries
+        high = of_high_priority(block, index)
         assert block.output[~high].min() >= 128
 
 
@@ -118,12 +125,7 @@ def test_recorded_requests_come_in_order_at_hosts_of_their_priority() -> None:
     load = traced()
     for index in range(20):
         block = load.block(index)
-        assert np.all(np.diff(block.at_s) >= 0)
-        assert block.at_s[0] >= index * BLOCK_S
-        assert block.at_s[-1] < (index + 1) * BLOCK_S
-        high = block.host % 2 == 0
-        assert block.prompt[high].max() <= 4096
-        assert block.prompt[~high].max() > 4096  # summaries
+        high = of_high_priority(block, index)
         assert high.mean() == pytest.approx(0.5, abs=0.07)
 
 
