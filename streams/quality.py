@@ -18,6 +18,7 @@ which counts as read at the tick.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import msgspec
@@ -244,21 +245,6 @@ class Stillness:
         self.high[:, pick] = np.where(going, np.where(known, np.fmax(old_high, high), high), old_high)
         self._sworn[pick] = np.where(going, since, sworn)
 
-    def extend_one(self, device: int, at: Instant, value: float, beside: Reading) -> None:
-        """`extend` and `testify` for one reading of one device that has one witness, which reads `beside`."""
-        if value != self.held[device]:
-            self.held[device], self.since[device], self.count[device] = value, at, 1
-            return
-        self.count[device] += 1
-        since, low, high = self.since[device], self.low[0], self.high[0]
-        if beside is None:
-            beside = np.nan
-        if self._sworn[device] == since:
-            low[device], high[device] = np.fmin(low[device], beside), np.fmax(high[device], beside)
-        else:
-            low[device] = high[device] = beside
-            self._sworn[device] = since
-
     def rewind(self, step: Span) -> None:
         """The ticks' clock was moved by `step`: the runs go on."""
         for since in (self.since, self._sworn):
@@ -271,3 +257,40 @@ class Stillness:
         if np.count_nonzero(long):
             long &= (self._sworn == self.since) & np.any(self.high - self.low >= moves, axis=0)
         return long
+
+
+class Repeats:
+    """`Stillness` of one device that has one witness, in plain numbers: a row has a meter or a few, for
+    which arrays cost ten times what they save."""
+
+    __slots__ = ("_sworn", "count", "held", "high", "low", "since")
+
+    def __init__(self) -> None:
+        self.held = math.nan
+        self.count = 0
+        self.since: Instant = NEVER
+        self.low = self.high = math.nan
+        self._sworn = False  # whether the witness has spoken of this run, if only to say nothing
+
+    def extend(self, at: Instant, value: float, beside: Reading) -> None:
+        """Take a reading, and what the witness read beside it."""
+        if value != self.held:
+            self.held, self.since, self.count, self._sworn = value, at, 1, False
+            return
+        self.count += 1
+        if not self._sworn:
+            self.low = self.high = math.nan
+            self._sworn = True
+        if beside is not None:
+            self.low, self.high = min(beside, self.low), max(beside, self.high)
+
+    def rewind(self, step: Span) -> None:
+        """The ticks' clock was moved by `step`: the run goes on."""
+        if self.since != NEVER:
+            self.since += step
+
+    def stuck(self, at: Instant, move: float, rules: QualityRules) -> bool:
+        """Whether the run, last read at `at`, is long enough and the witness swung by `move` over it."""
+        if self.count < rules.still_samples or at - self.since < rules.still_ms:
+            return False
+        return self._sworn and self.high - self.low >= move

@@ -33,6 +33,7 @@ tick.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ from streams.quality import (
     IntArray,
     Pick,
     QualityRules,
+    Repeats,
     SourceClocks,
     Stillness,
     plausible,
@@ -66,8 +68,8 @@ _HOTTEST_C = 150.0  # no GPU reads above it: the shutdown limits are near 100 °
 class RollupState:
     """What is remembered between ticks: clocks, messages not yet summed, and arrays of readings.
 
-    Arrays are (hosts, GPUs), (hosts,) or (meters,), in site-file order; a host with fewer GPUs than
-    the widest one has columns that stay NaN.
+    Arrays are (hosts, GPUs) or (hosts,), in site-file order, and lists by host or by meter; a host with
+    fewer GPUs than the widest one has columns that stay NaN.
     """
 
     __slots__ = (
@@ -123,9 +125,9 @@ class RollupState:
         self.meter_clocks = SourceClocks(meters)
         self.meters: dict[int, FeedSample] = {}
         self.meter_ids = [""] * meters
-        self.meter_w: FloatArray = np.full(meters, np.nan)
-        self.meter_at: IntArray = np.full(meters, NEVER, np.int64)
-        self.meter_still = Stillness((meters,), 1)
+        self.meter_w = [math.nan] * meters
+        self.meter_at: list[Instant] = [NEVER] * meters
+        self.meter_still = [Repeats() for _ in range(meters)]
         self.meter_denied = False  # whether the meters are withheld for what the hosts sum to,
         self.meter_doubts = 0  # and ticks in a row that say the contrary
 
@@ -423,8 +425,8 @@ class Rollup:
             if not (opened or LEAST_W <= watts <= self._rules.ceiling_ratio * self._row.rated_w):
                 state.count("impossible")
                 continue
-            state.meter_w[meter], state.meter_at[meter], state.meter_ids[meter] = watts, at, sample.id
-            state.meter_still.extend_one(meter, at, watts, hosts_w)
+            state.meter_w[meter], state.meter_at[meter], state.meter_ids[meter] = float(watts), at, sample.id
+            state.meter_still[meter].extend(at, float(watts), hosts_w)
         state.meters = {}
 
     # -- summing ----------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ class Rollup:
         known_at: Instant | None
         if metered_w is not None:
             basis, power_w, upper_w = "meter", metered_w, max(metered_w, hosts.floor_w, summed_w or 0.0)
-            coverage, known_at = 1.0, min(state.meter_at.tolist())
+            coverage, known_at = 1.0, min(state.meter_at)
             cause = tuple(state.meter_ids)
         else:
             basis, power_w, upper_w = ("sum" if hosts.covered else "unknown"), summed_w, hosts.most_w
@@ -540,10 +542,13 @@ class Rollup:
 
     def _rewind(self, state: RollupState, now: Instant) -> None:
         """The ticks' clock was set back: readings of a time yet to come are of no known age."""
-        for at in (state.gpu_at, state.wall_at, state.meter_at, state.frame_at):
-            at[at > now + self._rules.future_ms] = NEVER
+        ahead = now + self._rules.future_ms
+        for at in (state.gpu_at, state.wall_at, state.frame_at):
+            at[at > ahead] = NEVER
             np.minimum(at, now, out=at)
-        for still in (state.board_still, state.wall_still, state.meter_still):
+        state.meter_at = [NEVER if at > ahead else min(at, now) for at in state.meter_at]
+        stills: list[Stillness | Repeats] = [state.board_still, state.wall_still, *state.meter_still]
+        for still in stills:
             still.rewind(now - state.tick_at)
 
     def _believed(
@@ -588,12 +593,19 @@ class Rollup:
         rules = self._rules
         if not self._meters:
             return None
-        moves = rules.power_move_ratio * self._row.rated_w
+        move = rules.power_move_ratio * self._row.rated_w
         oldest = now - rules.meter_stale_ms
-        believed = self._believed(state, state.meter_at, state.meter_still, oldest, moves)
-        if np.count_nonzero(believed) < len(self._meters):
+        believed = True
+        for at, still in zip(state.meter_at, state.meter_still, strict=True):
+            if at < oldest:
+                believed = False
+                state.count("stale", int(at != NEVER))
+            elif still.stuck(at, move, rules):
+                believed = False
+                state.count("stuck")
+        if not believed:
             return None
-        metered_w = float(state.meter_w.sum())
+        metered_w = sum(state.meter_w)
         if summed_w is not None:  # without a sum to compare with, what was last said of the meters stands
             low = metered_w < rules.meter_doubt_ratio * summed_w
             state.meter_doubts = state.meter_doubts + 1 if low != state.meter_denied else 0

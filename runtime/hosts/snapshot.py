@@ -27,7 +27,7 @@ from streams.forecast.fitted import PEAKS
 from streams.forecast.peaks import Issued, PeakState
 from streams.forecast.scoring import Scores, Trust
 from streams.forecast.trailing import Trailing
-from streams.quality import InOrder, SourceClocks, Stillness
+from streams.quality import InOrder, Repeats, SourceClocks, Stillness
 from streams.rollup import RollupState
 
 MEANING = 1
@@ -36,7 +36,7 @@ MEANING = 1
 _SLOTTED = {
     kind.__name__: kind
     for kind in (
-        RollupState, SourceClocks, Stillness, PeakState, Issued, Trailing, Scores, Trust,
+        RollupState, SourceClocks, Stillness, Repeats, PeakState, Issued, Trailing, Scores, Trust,
         OverloadState, UpsTrouble, FeedTrouble, InOrder, Hysteresis,
     )
 }  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.rows import T0
 
 from schemas.instants import HOUR, SECOND
-from streams.quality import NEVER, InOrder, QualityRules, SourceClocks, Stillness, plausible
+from streams.quality import NEVER, InOrder, QualityRules, Repeats, SourceClocks, Stillness, plausible
 
 RULES = QualityRules()
 
@@ -108,15 +108,24 @@ def test_a_new_value_forgets_what_the_witness_did_before() -> None:
         assert stuck == (10 <= i < 20)
 
 
-def test_one_reading_of_one_device_is_taken_like_an_array_of_them() -> None:
+def test_one_device_told_in_plain_numbers_repeats_itself_as_an_array_of_it_does() -> None:
     rng = np.random.default_rng(5)
-    one, many = Stillness((2,), 1), Stillness((2,), 1)
-    for at in range(400):
-        device = int(rng.integers(0, 2))
-        value, beside = float(rng.integers(1, 3)), rng.choice([np.nan, 10.0, 11.0, 20.0])
-        one.extend_one(device, at, value, None if np.isnan(beside) else float(beside))
-        pick, read = np.array([device]), np.array([value])
-        going = many.extend(pick, np.array([at]), np.ones(1, np.int64), read, read)
-        many.testify(pick, going, np.array([beside]), np.array([beside]))
-        for slot in ("held", "count", "since", "low", "high"):
-            assert np.array_equal(getattr(one, slot), getattr(many, slot), equal_nan=True), slot
+    one, many, every = Repeats(), Stillness((1,), 1), slice(None)
+    move, found = 9.0, []
+    for step in range(4000):
+        at = T0 + step * 2 * SECOND
+        value, beside = (
+            float(rng.random() < 0.03),
+            rng.choice([np.nan, 10.0, 11.0, 20.0], p=[0.4, 0.3, 0.28, 0.02]),
+        )
+        one.extend(at, value, None if np.isnan(beside) else float(beside))
+        read = np.array([value])
+        going = many.extend(every, np.array([at]), np.ones(1, np.int64), read, read)
+        many.testify(every, going, np.array([beside]), np.array([beside]))
+        if step == 2000:
+            one.rewind(-HOUR)
+            many.rewind(-HOUR)
+            at -= HOUR
+        found.append(one.stuck(at, move, RULES))
+        assert found[-1] == bool(many.stuck(np.array([at]), move, RULES)[0]), step
+    assert 40 < sum(found) < 3960, "both verdicts came"
