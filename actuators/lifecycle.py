@@ -85,9 +85,6 @@ RETRY_MS: Span = 250
 RETRY_MAX_MS: Span = 2 * SECOND
 """A write that failed is tried again after the first, doubling up to the second (our choice)."""
 
-RECENT = 64
-"""Command ids remembered. An older repeat is known by its lease, issued before that of the one obeyed."""
-
 KEEPERS: tuple[Path, ...] = ("in_band", "out_of_band", "brake")
 """Which path writes the safe share and gives back what was found: the first of these that is offered,
 and for a share that it cannot write the next."""
@@ -344,9 +341,8 @@ class HostAgent:
         if kept is None:
             self._say(out, Refused, now, command, "what would have to be given back cannot be read")
             return
-        if command.id in kept.recent:
+        if not kept.remember(command.id):
             return
-        kept.recent = (*kept.recent[1 - RECENT :], command.id)
         why_not = refusal(command, kept, self._actuators, now, self._share)
         if why_not:
             fences = {"fenced_by": kept.epoch} if command.lease.epoch < kept.epoch else {}

@@ -19,6 +19,10 @@ from schemas.instants import Instant
 
 VERSION = 1
 
+RECENT = 64
+"""As many command ids are remembered at least, and twice as many at most. An older repeat is known by its
+lease, issued before that of the one obeyed."""
+
 Intent: TypeAlias = Literal["obey", "safe_share", "restore", "release"]
 """What the agent wants of its host: ``obey`` the command, or, with no live lease, hold the safe share
 or give back what was found (``restore`` when a lease ran out, ``release`` when a person asked)."""
@@ -31,10 +35,10 @@ class Kept(msgspec.Struct, kw_only=True):
     `epoch` is the highest ever seen. `command` is the one obeyed, or the last one whose lease ended.
     `settled` is True once what is wanted was read back. `brake` is a brake still engaged until the lock of a
     newer `command` is read back. `holding` are the paths by which something of ours stands on the
-    device, or may be under way to it. `recent` are the ids of the last commands, so that a repeat is
-    known. `reflex` is what the host's own reflex holds it at, and `tighter` the command that came after it
-    and asks for less. `saved_at` is the wall clock at the last save: an earlier one proves that the clock
-    was set back.
+    device, or may be under way to it. `recent` and, from before those, `earlier` are the ids of the last
+    commands, so that a repeat is known. `reflex` is what the host's own reflex holds it at, and `tighter`
+    the command that came after it and asks for less. `saved_at` is the wall clock at the last save: an
+    earlier one proves that the clock was set back.
     """
 
     host: str
@@ -45,11 +49,21 @@ class Kept(msgspec.Struct, kw_only=True):
     command: GpuCommand | None = None
     brake: Brake | None = None
     holding: tuple[Path, ...] = ()
-    recent: tuple[str, ...] = ()
+    recent: set[str] = set()
+    earlier: set[str] = set()
     reflex: Hold | None = None
     tighter: str = ""
     saved_at: Instant = 0
     version: int = VERSION
+
+    def remember(self, command: str) -> bool:
+        """Note the id of a command; whether it was not known yet."""
+        if command in self.recent or command in self.earlier:
+            return False
+        if len(self.recent) >= RECENT:  # in two halves, so that none is looked through or moved
+            self.earlier, self.recent = self.recent, set()
+        self.recent.add(command)
+        return True
 
     @property
     def wants(self) -> Intent:
@@ -94,7 +108,7 @@ class StateFile:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f".{self.path.name}.new"
         with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(kept))
+            file.write(msgspec.json.encode(kept, order="deterministic"))
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)

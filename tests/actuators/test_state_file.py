@@ -7,7 +7,7 @@ import pytest
 from support.agents import T0, brake, limit, lock
 
 from actuators.base import Found
-from actuators.state_file import VERSION, Kept, StateFile, Unreadable
+from actuators.state_file import RECENT, VERSION, Kept, StateFile, Unreadable
 
 HOST = "ams1/row-a/r01/h01"
 
@@ -22,7 +22,8 @@ def full(host: str = HOST) -> Kept:
         command=lock(1275, T0),
         brake=brake(T0),
         holding=("in_band", "brake"),
-        recent=("a", "b"),
+        recent={"a", "b"},
+        earlier={"c"},
         saved_at=T0,
     )
 
@@ -34,6 +35,26 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path, command: object) -> No
     file.save(kept)
     assert file.load(HOST) == kept
     assert [path.name for path in file.path.parent.iterdir()] == ["h01.json"]
+
+
+def test_of_the_last_commands_none_is_new_and_of_older_ones_few_are_kept() -> None:
+    kept = Kept(host=HOST, found=Found())
+    ids = [f"command {i}" for i in range(5 * RECENT + 3)]
+    for i, command in enumerate(ids):
+        assert kept.remember(command)
+        assert not any(kept.remember(known) for known in ids[max(0, i + 1 - RECENT) : i + 1])
+        assert len(kept.recent | kept.earlier) <= 2 * RECENT
+
+
+def test_one_state_is_one_file_whatever_order_its_ids_came_in(tmp_path: Path) -> None:
+    one, other = StateFile(tmp_path / "one.json"), StateFile(tmp_path / "other.json")
+    up, down = full(), full()
+    for i in range(40):
+        up.remember(f"{i:020x}")
+        down.remember(f"{39 - i:020x}")
+    one.save(up)
+    other.save(down)
+    assert one.path.read_bytes() == other.path.read_bytes()
 
 
 def test_a_host_that_was_never_kept_has_no_file(tmp_path: Path) -> None:
