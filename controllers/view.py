@@ -196,7 +196,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 def view(state: ViewState, row: Row, now: Instant, standing: Standing | None = None) -> View:
     """One look at `row` at `now`."""
-    words = (word for word in state.released.values() if covers(word.subject, row.path))
+    # Nearly always there is nothing of these, and a look costs less than three generators.
+    emergencies, pins, words = state.emergencies, state.pins, state.released
     return View(
         row=row,
         now=now,
@@ -205,12 +206,19 @@ def view(state: ViewState, row: Row, now: Instant, standing: Standing | None = N
         forecast=state.forecast,
         last=state.last,
         first=state.first,
-        emergencies=tuple(e for e in state.emergencies.values() if e.phase != "cleared"),
-        pins=tuple(pin for pin in state.pins.values() if now < pin.expires_at),
-        released=_released(state, row) if state.released else {},
-        resumed_at=max((word.at for word in words if isinstance(word, Resume)), default=0),
+        emergencies=tuple(e for e in emergencies.values() if e.phase != "cleared") if emergencies else (),
+        pins=tuple(pin for pin in pins.values() if now < pin.expires_at) if pins else (),
+        released=_released(state, row) if words else {},
+        resumed_at=_resumed_at(state, row) if words else 0,
         blast_reset_at=state.blast_reset_at,
         standing=standing,
+    )
+
+
+def _resumed_at(state: ViewState, row: Row) -> Instant:
+    words = state.released.values()
+    return max(
+        (word.at for word in words if isinstance(word, Resume) and covers(word.subject, row.path)), default=0
     )
 
 
