@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controllers.clock_table import PUBLISHED
 from controllers.policy import read_policy
 from runtime.cli import experiment_plots
 from runtime.cli.app import run
@@ -35,7 +36,9 @@ from runtime.experiments.polca import (
     summarise,
 )
 from runtime.experiments.report import as_csv, facts, most_held, table, write_report
-from runtime.experiments.row import row_setup
+from runtime.experiments.row import SKU, row_setup
+from schemas.skus import Sku
+from twin.serving.curves import Curves, curves_of
 
 PROJECT = Path(__file__).parents[3]
 SMALL = Scale(headline_seeds=(1, 2), headline_days=0.02, sweep_seeds=(3,), sweep_days=0.01)
@@ -92,6 +95,21 @@ def test_a_run_is_known_by_everything_that_decides_it() -> None:
         case(policy=STUDIED[NO_CAP]), case(begin_s=0),
     ]  # fmt: skip
     assert len({case().key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_a_run_on_another_calibration_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {case().key, case(policy=None).key}
+
+    def colder(sku: Sku) -> Curves:
+        return msgspec.structs.replace(curves_of(sku), decode_w=249.0)
+
+    monkeypatch.setattr("runtime.experiments.cases.curves_of", colder)
+    assert known.isdisjoint({case().key, case(policy=None).key})
+    monkeypatch.undo()
+    slower = msgspec.structs.replace(PUBLISHED[SKU], low_t1=1260)
+    monkeypatch.setitem(PUBLISHED, SKU, slower)
+    assert case().key not in known, "POLCA caps to another clock"
+    assert case(policy=None).key in known, "whoever caps nobody does what they did"
 
 
 def test_a_kept_run_is_what_the_code_makes_of_its_setup() -> None:
