@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from runtime.counting import counted
 from runtime.ledger.audit import Alert, Holding, Walk
 from runtime.ledger.history import History
 from schemas.commands import Brake, Command, LimitPower, LockClocks
@@ -126,7 +127,8 @@ def print_walk(walk: Walk) -> None:
             _line(
                 "saw",
                 f"row at {watts(rollup.power_w)} of {watts(rollup.budget_w)} ({rollup.basis}, "
-                f"{rollup.hosts_known} of {rollup.hosts_total} hosts known) at {to_text(rollup.at)}",
+                f"{rollup.hosts_known} of {counted(rollup.hosts_total, 'host')} known) "
+                f"at {to_text(rollup.at)}",
             )
         )
         for sample in walk.samples[:_SHOWN]:
@@ -243,7 +245,8 @@ def print_history(told: History) -> None:
             moment.because,
             f"refused: {moment.refusal}" if moment.refusal else "",
             "; ".join(
-                f"{each.hosts} hosts {'braked to' if each.brake else 'at or below'} {each.max_mhz} MHz"
+                f"{counted(each.hosts, 'host')} {'braked to' if each.brake else 'at or below'} "
+                f"{each.max_mhz} MHz"
                 for each in moment.wanted
             ),
         )
@@ -267,7 +270,7 @@ def print_decision(decision: Decision) -> None:
         wish = f"{ceiling} by {_plain(setting.path)}, on expiry {_plain(setting.on_expiry)} ({setting.owner})"
         wishes.setdefault(wish, []).append(setting.target)
     for wish, hosts in wishes.items():
-        say(f"  {len(hosts):3d} hosts {wish}: {hosts[0]}{' …' if len(hosts) > 1 else ''}")
+        say(f"  {counted(len(hosts), 'host'):>9} {wish}: {hosts[0]}{' …' if len(hosts) > 1 else ''}")
 
 
 def print_summaries(summaries: list[tuple[str, Summary]]) -> None:
@@ -278,7 +281,7 @@ def print_summaries(summaries: list[tuple[str, Summary]]) -> None:
     def line(title: str, *cells: str) -> None:
         table.add_row(title, *cells)
 
-    def counted(counts: Iterable[dict[str, int]]) -> Iterator[str]:
+    def tallied(counts: Iterable[dict[str, int]]) -> Iterator[str]:
         for each in counts:
             yield ", ".join(f"{number:,} {_plain(kind)}" for kind, number in sorted(each.items())) or "none"
 
@@ -292,9 +295,9 @@ def print_summaries(summaries: list[tuple[str, Summary]]) -> None:
     line("time in mode", *(", ".join(f"{m} {span(t)}" for m, t in s.modes_s.items()) for s in results))
     for priority in ("low", "high"):
         line(f"capped host-minutes, {priority}", *(f"{s.capped_minutes[priority]:,.0f}" for s in results))
-    line("commands", *counted(s.commands for s in results))
-    line("outcomes", *counted(s.outcomes for s in results))
-    line("emergencies", *counted(s.emergencies for s in results))
+    line("commands", *tallied(s.commands for s in results))
+    line("outcomes", *tallied(s.outcomes for s in results))
+    line("emergencies", *tallied(s.emergencies for s in results))
     line("refused to decide", *(span(s.refusals_s) for s in results))
-    line("readings withheld", *counted(s.verdicts for s in results))
+    line("readings withheld", *tallied(s.verdicts for s in results))
     console.print(table)

@@ -246,7 +246,7 @@ def test_a_machine_is_recorded_without_being_set(
     assert not machine.state_dir.exists()
     assert run(["replay", str(out), "--expect", "recorded"]) == 0
     assert run(["explain", str(out)]) == 0
-    assert f"1 hosts at or below {LOW_T1_MHZ} MHz by in band" in capsys.readouterr().out
+    assert f"1 host at or below {LOW_T1_MHZ} MHz by in band" in capsys.readouterr().out
 
 
 def test_without_nvidia_s_package_the_extra_is_named(
