@@ -153,7 +153,7 @@ def _print_checks(checks: list[RowCheck]) -> None:
 QUICK = Scale(
     headline_seeds=(28,),
     headline_days=0.125,
-    beyond_seeds=0,
+    beyond=False,
     sweep_seeds=(),
     begin_s=2 * 86_400 + 15 * 3600,
 )
@@ -186,9 +186,10 @@ def polca(
     quick
         A few hours of +30 % under each policy, to see that all of it works.
     seeds
-        Weeks of the headline comparison, each under a seed of its own, by POLCA and No-cap.
+        Weeks of the headline comparison, each under a seed of its own, by POLCA and No-cap, and of ours at
+        +40 %.
     other_seeds
-        How many of these weeks the other policies run.
+        How many of these weeks the other policies run, there and beyond the study.
     sweep_seeds
         Runs at each point of the sweeps, 0 for none.
     sweep_days

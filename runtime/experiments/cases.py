@@ -1,10 +1,10 @@
 """One run of an experiment: its whole setup as data, what it came to, and how many are run and kept.
 
 A run is known by a digest of its whole setup: what it asks, the row with its boards, how fast those serve
-and what they draw (which a new calibration changes), their clocks, and the week's shape. What is finished
-lies in a folder as a small JSON by that name, so that an interrupted experiment goes on where it was, and a
-changed one runs anew what has changed. Code that makes something else of the same setup raises `MEANING`; a
-test holds a short run to its result.
+and what they draw (which a new calibration changes), their clocks, the mix of requests and the week's shape.
+What is finished lies in a folder as a small JSON by that name, so that an interrupted experiment goes on
+where it was, and a changed one runs anew what has changed. Code that makes something else of the same setup
+raises `MEANING`; a test holds a short run to its result.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from twin.breaker import TripCurve
 from twin.bulk import STEP_MS, PathFaults, Totals
 from twin.serving.curves import curves_of
 from twin.weekly import shipped_week
+from twin.workload import MIX
 
 PRIORITIES: tuple[Priority, ...] = ("high", "low")
 _DAY_S = 86_400
@@ -68,7 +69,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         row = row_setup(self.servers).site.rows[0]
         boards = {host.sku.name: host.sku for host in row.hosts}
         plant = [(row, curves_of(sku), policy and policy.clocks_of(sku)) for sku in boards.values()]
-        setup = (MEANING, whole, files, STUDY_DEMAND, shipped_week().shape, plant)
+        setup = (MEANING, whole, files, STUDY_DEMAND, MIX, shipped_week().shape, plant)
         return hashlib.sha256(msgspec.json.encode(setup, order="deterministic")).hexdigest()[:24]
 
 

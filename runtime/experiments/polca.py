@@ -106,14 +106,14 @@ POWER = (1.0, 1.05)
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """How much is run: `headline_days` for each of `headline_seeds` by POLCA, No-cap and, at `GOAL_ADDED`,
-    ours; other policies for the first `other_seeds` of them, beyond the study `beyond_seeds`, 0 for nothing
-    beyond it; and `sweep_days` for each of `sweep_seeds`, none for no sweep. Whole weeks begin on Monday, the
-    rest `begin_s` after it."""
+    ours; other policies for the first `other_seeds` of them, there and, where `beyond`, beyond the study; and
+    `sweep_days` for each of `sweep_seeds`, none for no sweep. Whole weeks begin on Monday, the rest `begin_s`
+    after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
     other_seeds: int = 2
-    beyond_seeds: int = 1
+    beyond: bool = True
     sweep_seeds: tuple[int, ...] = ()
     sweep_days: float = 0.25
     begin_s: int = BUSY_S
@@ -156,10 +156,10 @@ def _headline(scale: Scale) -> Iterator[Point]:
 
 
 def _beyond(scale: Scale) -> Iterator[Point]:
-    for added, names in BEYOND.items() if scale.beyond_seeds else ():
+    for added, names in BEYOND.items() if scale.beyond else ():
         for name in names:
             most = name == OURS and added == GOAL_ADDED
-            seeds = scale.headline_seeds[: None if most else scale.beyond_seeds]
+            seeds = scale.headline_seeds[: None if most else scale.other_seeds]
             week = Case(servers=servers_at(added), policy=ABLATED[name], days=scale.headline_days, seed=0)
             yield _point(BEYOND_SWEEP, f"+{added} %", name, week, seeds)
 
