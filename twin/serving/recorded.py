@@ -45,6 +45,13 @@ _RESULT = ".result.json"
 _SHORTEST_S = 20.0
 _APART_S = (0.5, 1.5)
 _QUIET_AFTER_S = 4.0
+_UNRECORDED_RATIO = 0.1
+"""Share of a load that may lie before the first row: of the shared runs 5.5 % at most does."""
+_BEFORE_S, _BEFORE_RATIO = 30.0, 0.2
+"""How long a load generator may try the engine out before the load: of the shared runs 10 s at most."""
+_PEAK_W = (20.0, 2_000.0)
+_PEAK_MHZ = (200.0, 4_000.0)
+"""What the highest reading of a GPU at work lies between; beyond, it was written in another unit."""
 _ANSWERS = re.compile(r"_(\d+)(?:__\d+)?$")
 
 
@@ -181,6 +188,12 @@ def read_run(path: Path) -> RecordedRun:
             f"{path.name}: {inside.sum()} seconds of load are recorded, {_SHORTEST_S:.0f} are needed "
             f"({path.stem}{_RESULT} says that it took {result.duration:g} s)"
         )
+    recorded_s, before_s = time[last] - time[0], float(np.sum((time <= begin) & (busy > 0)))
+    took = f"{path.stem}{_RESULT} says that the load took {result.duration:g} s"
+    if recorded_s < (1.0 - _UNRECORDED_RATIO) * result.duration:
+        raise RunsError(f"{path.name}: {recorded_s:.0f} s up to the end of the load are recorded, and {took}")
+    if before_s > _BEFORE_S + _BEFORE_RATIO * result.duration:
+        raise RunsError(f"{path.name}: the engine is at work {before_s:.0f} s before the load, and {took}")
     power = table["gpu_power_w"]
     quiet = (time > time[last] + _QUIET_AFTER_S) & (busy == 0)
     chunked = path.stem.startswith(CHUNKED)
@@ -261,6 +274,13 @@ def _table(path: Path) -> Mapping[str, FloatArray]:
     apart = float(np.median(np.diff(table["time_s"])))
     if not _APART_S[0] <= apart <= _APART_S[1]:
         raise RunsError(f"{path.name}: time_s: rows are {apart:g} s apart, and must be about 1 s")
-    if not (table["gpu_power_w"] >= 0).all() or not table["gpu_power_w"].any():
-        raise RunsError(f"{path.name}: gpu_power_w: must be at or above 0 W, and not always 0")
+    if not (table["gpu_power_w"] >= 0).all():
+        raise RunsError(f"{path.name}: gpu_power_w: must be at or above 0 W")
+    for column, unit, (least, most) in (("gpu_power_w", "W", _PEAK_W), ("sm_clk_mhz", "MHz", _PEAK_MHZ)):
+        peak = table[column].max()
+        if not least <= peak <= most:
+            raise RunsError(
+                f"{path.name}: {column}: is {peak:g} at most, and a GPU at work reaches {least:g} to "
+                f"{most:,.0f} {unit}"
+            )
     return table

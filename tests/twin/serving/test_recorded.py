@@ -98,6 +98,19 @@ def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
     assert "seconds of load are recorded, 20 are needed" in said(run)
     run.write_text(whole)
 
+    for column, cell, words in (
+        ("gpu_power_w", "0", "gpu_power_w: is 0 at most, and a GPU at work reaches 20 to 2,000 W"),
+        ("gpu_power_w", "312000", "gpu_power_w: is 312000 at most"),
+        ("sm_clk_mhz", "0", "sm_clk_mhz: is 0 at most, and a GPU at work reaches 200 to 4,000 MHz"),
+        ("sm_clk_mhz", "1.98", "sm_clk_mhz: is 1.98 at most"),
+    ):
+        for number in range(2, len(whole.splitlines()) + 1):
+            put(run, number, column, cell)
+        assert said(run).startswith(f"{name}: {words}")
+        run.write_text(whole)
+
+    edit(run, duration=1e6)
+    assert said(run).endswith(f"{run.stem}.result.json says that the load took 1e+06 s")
     edit(run, duration=0.0)
     assert said(run) == f"{run.stem}.result.json: duration = 0.0: must be a number of seconds above zero"
     edit(run, duration=math.inf)
@@ -136,6 +149,20 @@ def test_rows_that_are_not_a_second_apart_are_refused(run: Path) -> None:
     text = lines(run)
     run.write_text("\n".join([text[0], *text[1::3]]))
     assert said(run) == f"{run.name}: time_s: rows are 3 s apart, and must be about 1 s"
+
+
+def test_work_long_before_the_load_is_not_taken_for_trying_out(run: Path) -> None:
+    header, *rows = lines(run)
+    at, busy = header.split(",").index("time_s"), header.split(",").index("num_requests_running")
+    working = next(row for row in rows if float(row.split(",")[busy]) > 0).split(",")
+    begin_s = float(rows[0].split(",")[at])
+    for seconds, refused in ((20, False), (90, True)):
+        before = [[*working[:at], f"{begin_s - i}", *working[at + 1 :]] for i in range(seconds, 0, -1)]
+        run.write_text("\n".join([header, *(",".join(cells) for cells in before), *rows]))
+        if refused:
+            assert f"{run.name}: the engine is at work 90 s before the load, and {run.stem}" in said(run)
+        else:
+            read_run(run)
 
 
 def test_answers_at_once_are_those_of_the_name_where_it_says_them(run: Path) -> None:
