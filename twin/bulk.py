@@ -453,7 +453,7 @@ class BulkRow:
         told = self._answer(read, answers, running, told.batch)
         busy = 0.5 * ((told.batch > 0.5) | (read.began > 0)) + 0.5 * (told.after > 0.5)
         decoding = np.minimum(busy, 1.0) * (1.0 - read.prefilling)
-        gpus_w = self._gpus_w(read, decoding, power_share)
+        gpus_w = self._gpus_w(read, told, decoding, power_share)
 
         span = self._count * (self._tdp_w - self._idle_w)
         load = _ratio((gpus_w - self._count * self._idle_w) / span)
@@ -565,12 +565,16 @@ class BulkRow:
         after = running + np.cumsum(change, axis=1)
         return _Answers(host, target, over, over_step, rate, decoded, after - change, after)
 
-    def _gpus_w(self, read: _Prompts, decoding: FloatArray, power_share: FloatArray) -> FloatArray:
+    def _gpus_w(
+        self, read: _Prompts, told: _Answers, decoding: FloatArray, power_share: FloatArray
+    ) -> FloatArray:
         """What each server's GPUs draw in each step."""
         prompt_w = self._curves.prompt_peak_ratio(read.tokens) * self._tdp_w
-        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (
-            self._curves.decode_w - self._idle_w
-        )
+        decode_w: FloatArray | float = self._curves.decode_w
+        if self._curves.answer_w:
+            further = np.maximum(0.0, 0.5 * (told.batch + told.after) - 1.0)
+            decode_w = np.minimum(decode_w + self._curves.answer_w * further, self._tdp_w)
+        dynamic_w = read.prefilling * (prompt_w - self._idle_w) + decoding * (decode_w - self._idle_w)
         watts: FloatArray = self._count * (self._idle_w + dynamic_w * (power_share * self._power_ratio))
         return watts
 

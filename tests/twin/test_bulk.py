@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from twin.weekly import BLOCK_S, Demand, WeeklyLoad, shipped_week
 from twin.workload import MINUTE_S, Arrivals
 
 BUSY = Demand(requests_per_s=0.25, volleys_a_day=400.0, volley_ratio=0.5)
+CROWDED = msgspec.structs.replace(BUSY, requests_per_s=2.0)
+"""On newer boards many answers are under way at once, and each further one draws power."""
 
 
 class Kept:
@@ -42,12 +45,23 @@ def course(row: BulkRow, steps: int, first: int = 0) -> list[float]:
     return [row.power_w(step) for step in range(first, first + steps)]
 
 
-@pytest.mark.parametrize("mhz", [1410, 1110])
-def test_it_is_the_plant_of_half_second_steps(make_site: Callable[..., Site], mhz: int) -> None:
-    site = make_site(12)
-    fast = bulk(site)
+@pytest.mark.parametrize(
+    ("sku", "mhz", "asked"),
+    [
+        ("A100-SXM4-80GB", 1410, BUSY),
+        ("A100-SXM4-80GB", 1110, BUSY),
+        ("H100-SXM5-80GB", 1590, CROWDED),
+        ("H200-SXM5-141GB", 1980, CROWDED),
+    ],
+)
+def test_it_is_the_plant_of_half_second_steps(
+    make_site: Callable[..., Site], sku: str, mhz: int, asked: Demand
+) -> None:
+    site = make_site(12, sku=sku)
+    row = site.rows[0]
+    fast = BulkRow(row.hosts, row.budget_w, Kept(row.hosts, demand=asked), seed=1)
     slow = TwinRow(
-        site, "lab/row-a", seed=1, load=Kept(site.rows[0].hosts), curve=TripCurve(pickup_ratio=9.0)
+        site, "lab/row-a", seed=1, load=Kept(row.hosts, demand=asked), curve=TripCurve(pickup_ratio=9.0)
     )
     for place, host in enumerate(fast.hosts):
         if host.priority == "low":
