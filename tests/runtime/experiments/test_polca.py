@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -38,6 +39,7 @@ from runtime.experiments.polca import (
 from runtime.experiments.report import as_csv, facts, most_held, table, write_report
 from runtime.experiments.row import SKU, row_setup
 from schemas.skus import Sku
+from twin.bulk import PathFaults
 from twin.serving.curves import Curves, curves_of
 
 PROJECT = Path(__file__).parents[3]
@@ -87,13 +89,19 @@ def test_what_is_finished_is_not_run_again(quick: Path, monkeypatch: pytest.Monk
     assert (quick / "results.csv").read_bytes() == before
 
 
-def test_a_run_is_known_by_everything_that_decides_it() -> None:
+def test_a_run_is_known_by_everything_that_decides_it(tmp_path: Path) -> None:
     same = case(policy=msgspec.structs.replace(STUDIED[POLCA], name="another file"))
     assert same.key == case().key
     others = [
         case(seed=2), case(servers=10), case(days=0.03), case(power_ratio=1.05), case(policy=None),
-        case(policy=STUDIED[NO_CAP]), case(begin_s=0),
+        case(policy=STUDIED[NO_CAP]), case(begin_s=0), case(faults=PathFaults(loss_ratio=0.1)),
     ]  # fmt: skip
+    traces: list[str] = []
+    for text in ("TIMESTAMP\n1", "TIMESTAMP\n2"):
+        trace = tmp_path / f"{len(traces)}.csv"
+        trace.write_text(text)
+        traces.append(str(trace))
+    others += [case(arrivals=tuple(traces)), *(case(arrivals=(trace,)) for trace in traces)]
     assert len({case().key, *(other.key for other in others)}) == 1 + len(others)
 
 
@@ -112,13 +120,56 @@ def test_a_run_on_another_calibration_is_another_run(monkeypatch: pytest.MonkeyP
     assert case(policy=None).key in known, "whoever caps nobody does what they did"
 
 
-def test_a_kept_run_is_what_the_code_makes_of_its_setup() -> None:
+HOUR_S = 3600
+NOON: dict[str, Any] = {"days": 1 / 24, "power_ratio": 1.05, "begin_s": 54 * HOUR_S}
+
+
+@pytest.mark.parametrize(
+    ("setup", "energy_mj", "done", "commands", "modes_s", "brakes"),
+    [
+        (
+            case(servers=52, **NOON | {"days": 1 / 12}),
+            1598.5, 29234, {"LockClocks": 8190}, {"T1": 7108.0, "T2a": 92.0}, 0,
+        ),
+        (
+            case(servers=56, policy=ABLATED[OURS], **NOON),
+            833.8, 15560, {"LockClocks": 5012},
+            {"P3": 410.0, "P4": 1112.0, "P5": 1574.0, "P6": 52.0, "P2": 184.0, "P1": 268.0}, 0,
+        ),
+        (
+            case(servers=52, policy=STUDIED["1-Thresh-Low-Pri"], **NOON),
+            800.1, 14732, {"LockClocks": 4706}, {"T2a": 1058.0, "U": 2542.0}, 0,
+        ),
+        (
+            case(servers=52, policy=STUDIED["POLCA with forecast"], **NOON),
+            720.7, 14728, {"LockClocks": 4160}, {"T2b": 2734.0, "T1": 782.0, "T2a": 84.0}, 0,
+        ),
+        (
+            case(servers=52, faults=PathFaults(loss_ratio=0.2, spread="uniform"), **NOON),
+            801.0, 14730, {"LockClocks": 4082}, {"T1": 3586.0, "T2a": 14.0}, 0,
+        ),
+        (
+            case(28, servers=60, policy=STUDIED[NO_CAP], **NOON | {"begin_s": 63 * HOUR_S}),
+            625.7, 35102, {"Brake": 2100, "LockClocks": 3990}, {"B": 820.0, "U": 2780.0}, 17,
+        ),
+    ],
+    ids=["POLCA", "ours", "one threshold", "forecast", "lost and late", "braked"],
+)  # fmt: skip
+def test_a_kept_run_is_what_the_code_makes_of_its_setup(
+    setup: Case,
+    energy_mj: float,
+    done: int,
+    commands: dict[str, int],
+    modes_s: dict[str, float],
+    brakes: int,
+) -> None:
     """Where this fails and should, raise `MEANING`: what was kept is no longer what would come out."""
-    found = run_case(case(servers=52, days=1 / 12, power_ratio=1.05, begin_s=54 * 3600))
-    assert found.energy_j == pytest.approx(1598.5e6, rel=1e-3)
-    assert sum(found.done.values()) == pytest.approx(29234, abs=20)
-    assert found.said.commands["LockClocks"] == pytest.approx(8190, rel=0.05)
-    assert found.said.modes_s == pytest.approx({"T1": 7108.0, "T2a": 92.0}, abs=60.0)
+    found = run_case(setup)
+    assert found.energy_j == pytest.approx(energy_mj * 1e6, rel=1e-3)
+    assert sum(found.done.values()) == pytest.approx(done, abs=20)
+    assert found.said.commands == pytest.approx(commands, rel=0.02)
+    assert found.said.modes_s == pytest.approx(modes_s, abs=30.0)
+    assert found.said.brakes == pytest.approx(brakes, abs=1)
 
 
 def test_a_run_broken_off_leaves_what_was_finished(tmp_path: Path) -> None:
