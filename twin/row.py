@@ -35,6 +35,7 @@ from twin.nvml import (
     unanswered,
 )
 from twin.server import Requests, Servers
+from twin.serving.sensor import board_gains
 from twin.workload import MINUTE_S, Arrivals, Burst, Load, LoadProfile, PoissonLoad
 
 OobLatency: TypeAlias = Literal["constant_40", "uniform_to_40"]
@@ -199,7 +200,7 @@ class TwinRow:
         self.servers = Servers(self.hosts, self._dt, board_rng)
         shape = self.servers.present.shape
         self._gpus = shape[1]
-        self._gain = board_rng.uniform(0.95, 1.05, shape)
+        self._gain = board_gains(shape, board_rng)
         if load is None or isinstance(load, LoadProfile):
             load = PoissonLoad(self.hosts, load or DEMO, np.random.default_rng(asks))
         self._load = load

@@ -87,7 +87,8 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
         rows = chosen[sweep]
         places = range(len(rows))
         peak, slow = grid[0, column], grid[1, column]
-        peak.plot(places, [each.peak_ratio for each in rows], "o-", color=_LOOKS[POLCA][0])
+        # Steps of unlike kinds: no line leads from one to the next.
+        peak.plot(places, [each.peak_ratio for each in rows], "o", color=_LOOKS[POLCA][0])
         peak.axhline(1.0, color="black", lw=0.8)
         for place, each in zip(places, rows, strict=True):
             word = counted(each.brakes, "brake")
@@ -101,7 +102,7 @@ def plot_paths(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
             values = [getattr(each, field) for each in rows]
             slow.errorbar(
                 list(places), [v.mean * 100 for v in values], [(v.half or 0.0) * 100 for v in values],
-                fmt="o-", capsize=3, color=colour, label=name,
+                fmt="o", capsize=3, color=colour, label=name,
             )  # fmt: skip
         peak.set_title(sweep, loc="left")
         slow.set_xticks(list(places), [each.setting for each in rows], rotation=25, ha="right")

@@ -205,6 +205,7 @@ def run_all(
             ) as pool,
         ):
             days: queue.Queue[float] = manager.Queue()
+            others = set(multiprocessing.active_children())
             waiting = {pool.submit(_run, wanted[key], days): key for key in left}
             try:
                 while waiting:
@@ -215,8 +216,8 @@ def run_all(
                         result = found[waiting.pop(future)] = future.result()
                         results.put(result)
             except BaseException:
+                workers = set(multiprocessing.active_children()) - others
                 pool.shutdown(wait=False, cancel_futures=True)
-                workers = multiprocessing.active_children()
                 for worker in workers:
                     worker.terminate()
                 for worker in workers:

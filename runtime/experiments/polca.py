@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ def _policy(**changes: object) -> CappingPolicy:
 
 
 IN_BAND: Mapping[str, object] = {"path": "in_band"}
-"""Caps reach a host in 1 s through its driver, not in 40 s through its BMC."""
+"""Caps reach a host through its driver within 1 s (the twin takes 50 ms), not in 40 s through its BMC."""
 
 LADDER: Mapping[str, object] = {"variant": "proportional"}
 """Eight caps in place of three, climbed by as much as the power is over its threshold."""
@@ -222,11 +222,22 @@ def cases_of(points: Sequence[Point]) -> list[Case]:
     return [each for point in points for case in point.cases for each in (case, case.uncapped)]
 
 
+Verdict: TypeAlias = Literal["met", "missed", "undecided"]
+
+
 class Figure(msgspec.Struct, frozen=True):
     """A mean over seeds and half the width of its 95 % confidence interval (Student's t); None for one."""
 
     mean: float
     half: float | None
+
+    def below(self, bound: float) -> Verdict:
+        """Whether it lies below a bound. Undecided: the bound lies within the interval. One run has no
+        interval, and decides by itself."""
+        half = self.half or 0.0
+        if self.mean - half >= bound:
+            return "missed"
+        return "met" if self.mean + half < bound else "undecided"
 
     def text(self, form: str) -> str:
         """Both in one cell."""
@@ -287,15 +298,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     commands_a_week: Figure
 
     @property
-    def objectives(self) -> Literal["met", "missed", "undecided"]:
+    def objectives(self) -> Verdict:
         """Whether it keeps the study's objectives: no brake, and latencies within bounds (the first of them
-        published, the others recalled). Undecided: a bound lies within a figure's interval. One run has no
-        interval, and decides by itself."""
-        bounds: list[tuple[Figure, float]] = [(getattr(self, name), bound) for name, bound, _ in OBJECTIVES]
-        if self.brakes or any(value.mean - (value.half or 0.0) >= bound for value, bound in bounds):
+        published, the others recalled)."""
+        found = {getattr(self, name).below(bound) for name, bound, _ in OBJECTIVES}
+        if self.brakes or "missed" in found:
             return "missed"
-        sure = all(value.mean + (value.half or 0.0) < bound for value, bound in bounds)
-        return "met" if sure else "undecided"
+        return "undecided" if "undecided" in found else "met"
 
 
 def summarise(point: Point, results: Mapping[str, Result]) -> Summary:

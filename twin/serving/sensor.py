@@ -40,6 +40,7 @@ def average(end_s: FloatArray, watts: FloatArray, at_s: FloatArray) -> FloatArra
     return means
 
 
-def board_gains(boards: int, rng: np.random.Generator) -> FloatArray:
-    """A gain for each board; uniform over the published spread (that it is uniform is our choice)."""
+def board_gains(boards: int | tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+    """A gain for each board of an array of this shape; uniform over the published spread (that it is uniform
+    is our choice)."""
     return rng.uniform(1.0 - GAIN_SPREAD, 1.0 + GAIN_SPREAD, boards)

@@ -291,6 +291,15 @@ def test_a_miss_is_called_a_miss() -> None:
     assert {fact.source for fact in found.values()} == {"published", "secondary", "recalled", "ours"}
 
 
+def test_page_and_tables_judge_an_interval_alike() -> None:
+    near = summary(low_p50=Figure(0.049, 0.02), high_tokens=Figure(-0.02, 0.005))
+    found = {fact.what: fact.verdict for fact in facts([near, summary(policy=NO_CAP)])}
+    assert found["P50 latency, low priority"] == "open", "5 % lie within 4.9 ± 2 %"
+    assert near.low_p50.below(0.05) == near.objectives == "undecided"
+    assert found["throughput, high priority"] == "**missed**", "it lost 2 ± 0.5 %"
+    assert found["throughput, low priority"] == "held"
+
+
 @pytest.mark.parametrize(
     ("changes", "objectives"),
     [
