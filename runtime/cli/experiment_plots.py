@@ -37,9 +37,10 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     _lines(axes, rows, "brakes_a_week", 1.0, confidence=False)
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(-0.2, None)
-    axes.set_ylabel("power brakes a week")
+    axes.set_ylabel("power brakes a week of such hours")
     axes.set_xlabel("servers added to a row provisioned for 40 (%)")
-    axes.set_title("How often the row was braked", loc="left")
+    hours = 24 * max(each.days / each.runs for each in rows)
+    axes.set_title(f"How often the row was braked about the week's busiest {hours:.3g} hours", loc="left")
     axes.legend(frameon=False, ncols=2)
     figure.savefig(folder / "brakes.png", dpi=130)
     plt.close(figure)
@@ -65,7 +66,14 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
     figure.savefig(folder / "latency.png", dpi=130)
     plt.close(figure)
     return [
-        ("brakes.png", "Power brakes a week against servers added, by policy"),
+        (
+            "brakes.png",
+            (
+                "Power brakes against servers added, by policy: as many as a week of the busiest "
+                f"{hours:.3g} hours would have. Not the whole week's, whose other hours may brake a row that these leave "
+                "alone: the tables of whole weeks decide"
+            ),
+        ),
         (
             "latency.png",
             "Latency against servers added, by policy and priority; 95 % intervals of POLCA and of ours",
