@@ -70,8 +70,8 @@ def plot_added(summaries: Sequence[Summary], folder: pathlib.Path) -> list[tuple
             "brakes.png",
             (
                 "Power brakes against servers added, by policy: as many as a week of the busiest "
-                f"{hours:.3g} hours would have. Not the whole week's, whose other hours may brake a row that these leave "
-                "alone: the tables of whole weeks decide"
+                f"{hours:.3g} hours would have. Not the whole week's, whose other hours may brake a row that "
+                "these leave alone: the tables of whole weeks decide"
             ),
         ),
         (
