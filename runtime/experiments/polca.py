@@ -269,15 +269,16 @@ OBJECTIVES = (
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a point came to. `brakes`, `over_budget_s` and `trips` are of all its runs, as `peak_ratio` is the
-    highest; what is named so is per week of simulated time; latency, throughput and energy are changes
-    against the uncapped runs of the same requests."""
+    """What a point came to. `seeds` has that of each run, with a space between. `brakes`, `over_budget_s` and
+    `trips` are of all its runs, as `peak_ratio` is the highest; what is named so is per week of simulated
+    time; latency, throughput and energy are changes against the uncapped runs of the same requests."""
 
     sweep: str
     setting: str
     policy: str
     servers: int
     runs: int
+    seeds: str
     days: float
     brakes: int
     brakes_a_week: Rate
@@ -336,6 +337,7 @@ def summarise(point: Point, results: Mapping[str, Result]) -> Summary:
         policy=point.policy,
         servers=point.cases[0].servers,
         runs=len(runs),
+        seeds=" ".join(str(case.seed) for case in point.cases),
         days=sum(case.days for case in point.cases),
         brakes=brakes,
         brakes_a_week=rate(brakes, sum(run.seconds for run, _ in runs) / (_WEEK_DAYS * 86_400)),

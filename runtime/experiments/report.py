@@ -159,14 +159,14 @@ def fact_table(found: Sequence[Fact]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_ABOUT = """Made by `{command}`; every figure is in [results.csv](results.csv). The plant is simulated and
-calibrated on few published facts (docs/experiments.md of the project); the controller, its leases and the
-hosts' agents are the real code. Latency and throughput are changes against a run of the same requests with
-neither cap nor breaker; ± is half of the 95 % confidence interval over seeds, and behind brakes a week stand
-the 95 % limits of a Poisson count. HP and LP are high and low priority, *capped* is the share of host-time
-below the highest clock, *trips* how often a thermal breaker of our choice would have opened. *Objectives*: no
-brake, HP P50 below 1 % (published), and, recalled, HP P99 below 5 %, LP P50 below 5 %, LP P99 below 50 %;
-*undecided* where a bound lies within an interval.
+_ABOUT = """Made by `{command}`; every figure, with its seeds, is in
+[results.csv](results.csv). The plant is simulated and calibrated on few published facts (docs/experiments.md
+of the project); the controller, its leases and the hosts' agents are the real code. Latency and throughput
+are changes against a run of the same requests with neither cap nor breaker; ± is half of the 95 % confidence
+interval over seeds, and behind brakes a week stand the 95 % limits of a Poisson count. HP and LP are high and
+low priority, *capped* is the share of host-time below the highest clock, *trips* how often a thermal breaker
+of our choice would have opened. *Objectives*: no brake, HP P50 below 1 % (published), and, recalled, HP P99
+below 5 %, LP P50 below 5 %, LP P99 below 50 %; *undecided* where a bound lies within an interval.
 
 What a clock costs in time is a synthetic curve, set such that the study's lowest clock for low priority costs
 about what it reports. While no row is braked, latency cannot grow by much more than that: what is found out

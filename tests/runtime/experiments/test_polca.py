@@ -271,7 +271,7 @@ def test_no_brake_in_six_weeks_says_little_of_the_seventh() -> None:
 def summary(**changes: object) -> Summary:
     zero = Figure(0.0, 0.0)
     made = Summary(
-        sweep="headline", setting="+30 %", policy=POLCA, servers=52, runs=6, days=42.0, brakes=0,
+        sweep="headline", setting="+30 %", policy=POLCA, servers=52, runs=6, seeds="1 2", days=42.0, brakes=0,
         brakes_a_week=rate(0, 6.0), braked_s_a_week=zero, over_budget_s=0.0, trips=0, peak_ratio=0.95,
         mean_ratio=Figure(0.85, None), high_p50=zero, high_p99=zero, low_p50=zero, low_p99=zero,
         high_tokens=zero, low_tokens=zero, energy=zero, high_capped=zero, low_capped=zero,
@@ -354,7 +354,7 @@ def test_the_report_says_how_long_each_sweep_was_run_and_what_its_weeks_are(tmp_
     rows = [summary(), summary(policy=NO_CAP), summary(sweep="thresholds", runs=2, days=0.5)]
     page = write_report(tmp_path, rows, "windrow experiment polca", []).read_text()
     told = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
-    assert [row["objectives"] for row in told] == ["met"] * 3
+    assert [(row["objectives"], row["seeds"]) for row in told] == [("met", "1 2")] * 3
     assert "## +30 % servers, 1 week for each seed\n\n| setting" in page
     assert "## Thresholds, 6 hours for each seed\n\nRuns of 6 hours about the week's busiest" in page
 
@@ -373,6 +373,7 @@ def test_the_report_has_every_point(tmp_path: Path) -> None:
     )
     rows = list(csv.DictReader(as_csv(summaries).splitlines()))
     assert len(rows) == len(points)
+    assert {row["seeds"] for row in rows} == {"1 2", "3"}
     assert all(row["high_p50_ci95"] for row in rows if row["sweep"] == "headline")
     assert table(summaries).count("\n") == len(points) + 2
     assert all((tmp_path / file).stat().st_size > 10_000 for file, _ in pictures)
