@@ -83,7 +83,7 @@ def plot_demo(arms: Sequence[Course], row: Row, policy: CappingPolicy, path: pat
         clocks.step(held.at_s / 60, column, where="post", color=ink, lw=1.4, label=name)
     clocks.set_ylabel("SM clock ceiling (MHz)")
     clocks.set_xlabel("simulated minutes")
-    clocks.legend(loc="lower left", frameon=False, ncols=2)
+    _legend_above(clocks)
     clocks.margins(y=0.15)
     for axes in (power, clocks):
         axes.spines[["top", "right"]].set_visible(False)
@@ -137,7 +137,7 @@ def plot_rehearsal(rehearsed: Rehearsed, history: History, row: Row, path: pathl
         clocks.step(minutes, column, where="post", color=ink, lw=1.4, label=name)
     clocks.set_ylabel("SM clock ceiling (MHz)")
     clocks.set_xlabel("minutes")
-    clocks.legend(loc="lower left", frameon=False, ncols=2)
+    _legend_above(clocks)
     clocks.margins(y=0.15)
     for axes in (power, mode, clocks):
         axes.spines[["top", "right"]].set_visible(False)
@@ -178,6 +178,11 @@ def plot_replay(
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
+
+
+def _legend_above(axes: Axes) -> None:
+    """Beside the panel and not in it, where ceilings lie at any height."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), frameon=False, ncols=2)
 
 
 def _beside(axes: Axes, level: float, text: str) -> None:
