@@ -223,7 +223,8 @@ def _tell(scenario: Scenario, setup: Setup, found: Sequence[Rehearsed], took_s: 
             Text.assemble(
                 (f"Row {row.path}", "bold"),
                 f": {counted(len(row.hosts), 'host')} on {watts(row.budget_w)} under {each.policy}, "
-                f"seed {each.seed}; peak {share(each.plant.peak_w / row.budget_w)} of the budget",
+                f"seed {each.seed}; "
+                f"peak (mean of 2 s) {share(each.plant.peak_w / row.budget_w)} of the budget",
             )
         )
         for spell in each.spells:
@@ -232,21 +233,39 @@ def _tell(scenario: Scenario, setup: Setup, found: Sequence[Rehearsed], took_s: 
         say(f"  modes, with the minute each was entered: {modes}")
         if each.remark:
             say(f"  {each.remark}")
-        table = Table("", "", "came to", "allowed", "minute", "proof", box=None, header_style="bold")
-        for verdict in each.verdicts:
-            ink = _INK[verdict.ruling]
-            proof = f"command {verdict.command}" if verdict.command else ""
-            table.add_row(
-                Text(_WORD[verdict.ruling], style=ink),
-                verdict.invariant,
-                verdict.figure,
-                verdict.bound,
-                _moment(each, verdict.at) if verdict.at is not None else "",
-                ", ".join(filter(None, (verdict.proof, proof))),
-                style="dim" if verdict.ruling == "not_applicable" else "",
-            )
-        console.print(table)
+        console.print(_verdicts(each))
     console.print()
+    say(_closing(found))
+
+
+def _verdicts(each: Rehearsed) -> Table:
+    """Each invariant with what it came to, and beneath it what proves that. Lines break between words: a
+    host's name or a command's id is to be copied whole from a narrow terminal too."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for verdict in each.verdicts:
+        judged = verdict.ruling != "not_applicable"
+        bound = f"allowed: {verdict.bound}" if judged else verdict.bound
+        at = _moment(each, verdict.at) if verdict.at is not None else ""
+        command = f"command {verdict.command}" if verdict.command else ""
+        proof = "; ".join(filter(None, (at, verdict.proof, command)))
+        told = Text(f"{verdict.invariant}: {verdict.figure} ({bound})", style="" if judged else "dim")
+        table.add_row(
+            Text(_WORD[verdict.ruling], style=_INK[verdict.ruling]),
+            told.append(f"\n{proof}" if proof else ""),
+        )
+    return table
+
+
+def _closing(found: Sequence[Rehearsed]) -> str:
+    """How many invariants failed, over all rows."""
+    rulings = [verdict.ruling for each in found for verdict in each.verdicts]
+    failed, unjudged = rulings.count("failed"), rulings.count("not_applicable")
+    judged = counted(len(rulings) - unjudged, "invariant")
+    where = f" on {', '.join(each.row for each in found if not each.held)}" if len(found) > 1 else ""
+    told = f"{failed} of {judged} failed{where}" if failed else f"0 of {judged} failed: all held"
+    return f"{told}; {unjudged} not judged" if unjudged else told
 
 
 def _entered(each: Rehearsed) -> Sequence[tuple[Instant, str]]:
@@ -261,7 +280,7 @@ def _minute(each: Rehearsed, at: Instant) -> str:
 
 def _moment(each: Rehearsed, at: Instant) -> str:
     """The minute; before minute 0 the row is being let up, which is judged too."""
-    return _minute(each, at) if at >= each.began else "while it settled"
+    return f"minute {_minute(each, at)}" if at >= each.began else "while it settled"
 
 
 def _tell_files(found: Sequence[Rehearsed], folders: Mapping[str, pathlib.Path]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 
 import pytest
+from rich.console import Console
 from support.rigs import row_text
 
+from runtime.cli import printing, rehearsing
 from runtime.cli.app import run
 from runtime.ledger import audit
 from runtime.ledger.store import Ledger
@@ -63,11 +66,13 @@ def test_all_passed_is_0_and_one_failed_is_1_and_the_ledger_it_leaves_tells_why(
     said = capsys.readouterr().out
     assert "minute 0.5 to 1.5  ups-1 on battery, 0.75 of the budget left" in said
     assert "FAILED" not in said
-    (answered,) = [line for line in said.splitlines() if "every command was verified" in line]
-    assert "none late or unanswered" in answered
-    assert "while it settled" in answered, "the slowest came before minute 0"
-    assert "outcomes, several for some: " in answered
-    assert " 1 time " in said
+    lines = said.splitlines()
+    (answered,) = [n for n, line in enumerate(lines) if "every command was verified" in line]
+    assert "none late or unanswered" in lines[answered]
+    assert "while it settled" in lines[answered + 1], "the slowest came before minute 0"
+    assert "outcomes, several for some: " in lines[answered + 1]
+    assert ": 1 time (allowed: 1 at most)" in said
+    assert "\n0 of 8 invariants failed: all held; 3 not judged\n" in said
     for left in ("row.png", "ledger.sqlite", "recording.jsonl.gz"):
         assert (out / left).stat().st_size > 0
     assert run(["replay", str(out / "recording.jsonl.gz"), "--expect", "recorded", "--json"]) == 0
@@ -83,6 +88,23 @@ def test_all_passed_is_0_and_one_failed_is_1_and_the_ledger_it_leaves_tells_why(
     )  # fmt: skip
     with Ledger.reading(out / "ledger.sqlite") as ledger:
         assert audit.why(ledger, failed["command"]).emergencies[0].kind == "failover"
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_id_and_the_last_line_counts_what_failed(
+    tmp_path: pathlib.Path, site: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = scenario(tmp_path, QUICK.format(brakes=0))
+    assert run(["rehearse", strict, "--site", site, "--json"]) == 1
+    (told,) = json.loads(capsys.readouterr().out)
+    paper = io.StringIO()
+    for module in (rehearsing, printing):
+        monkeypatch.setattr(module, "console", Console(width=80, file=paper, highlight=False))
+    assert run(["rehearse", strict, "--site", site]) == 1
+    said = paper.getvalue()
+    words = {word for each in told["verdicts"] for word in f"{each['proof']} {each['command']}".split()}
+    assert any(word.startswith("lab1/row-a/r01/h") for word in words)
+    assert words <= {word.rstrip(";") for word in said.split()}
+    assert said.endswith("\n1 of 8 invariants failed; 3 not judged\n")
 
 
 def test_each_row_is_played_or_the_one_that_is_named(

@@ -124,6 +124,8 @@ def test_without_control_a_crowd_opens_the_breaker_and_the_verdict_says_when(tmp
     assert breaker.at == found.plant.tripped_at
     assert breaker.proof
     assert (over.value or 0) > 30
+    assert over.figure.endswith(" s, by half seconds")
+    assert over.proof.startswith("highest mean of 2 s: 1."), "half a second above need not show in it"
     assert by_name(found)[BRAKES].ruling == "passed"
     assert not found.held
 
