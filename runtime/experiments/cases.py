@@ -206,8 +206,8 @@ def run_all(
         ):
             days: queue.Queue[float] = manager.Queue()
             others = set(multiprocessing.active_children())
-            waiting = {pool.submit(_run, wanted[key], days): key for key in left}
             try:
+                waiting = {pool.submit(_run, wanted[key], days): key for key in left}
                 while waiting:
                     done, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
                     while not days.empty():
