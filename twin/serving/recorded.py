@@ -52,6 +52,8 @@ _BEFORE_S, _BEFORE_RATIO = 30.0, 0.2
 _PEAK_W = (20.0, 2_000.0)
 _PEAK_MHZ = (200.0, 4_000.0)
 """What the highest reading of a GPU at work lies between; beyond, it was written in another unit."""
+_QUOTED = 40
+"""How many letters of what stands in a file are told back."""
 _ANSWERS = re.compile(r"_(\d+)(?:__\d+)?$")
 
 
@@ -223,11 +225,16 @@ def _result(path: Path) -> tuple[Result, Llm]:
     beside = path.with_name(f"{path.stem}{_RESULT}")
     if not beside.exists():
         raise RunsError(f"{path.name}: no {beside.name} beside it")
+    content = beside.read_bytes()
+    if not content.strip():
+        raise RunsError(f"{beside.name}: is empty")
     try:
         # Not strict: counts may be written as whole floats, and rates as text ("inf").
-        result = msgspec.convert(json.loads(beside.read_bytes()), Result, strict=False)
-    except (ValueError, msgspec.ValidationError) as error:
+        result = msgspec.convert(json.loads(content), Result, strict=False)
+    except msgspec.ValidationError as error:
         raise RunsError(f"{beside.name}: {error}") from error
+    except ValueError as error:
+        raise RunsError(f"{beside.name}: is no JSON: {error}") from error
 
     def holds(field: str, right: bool, must: str) -> None:
         if not right:
@@ -248,26 +255,48 @@ def _result(path: Path) -> tuple[Result, Llm]:
         raise RunsError(f"{beside.name}: model_id: {error}") from error
 
 
+def _is_text(line: str) -> bool:
+    """Whether a line, read with errors replaced, is one that people wrote."""
+    return line.isprintable() and "\ufffd" not in line
+
+
 def _table(path: Path) -> Mapping[str, FloatArray]:
     """The columns of a CSV that are used, each finite and as long as the others."""
     text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()
-    lines = list(csv.reader(text.splitlines()))
-    header = [cell.strip() for cell in lines[0]] if lines else []
+    if not text:
+        raise RunsError(f"{path.name}: is empty")
+    try:
+        lines = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise RunsError(f"{path.name}: is no CSV: {error}") from error
+    header = [cell.strip() for cell in lines[0]]
     missing = [name for name in COLUMNS if name not in header]
+    if missing and not _is_text(",".join(header)):
+        raise RunsError(f"{path.name}: is no CSV in UTF-8: its first line is no text")
+    if len(missing) == len(COLUMNS):
+        first = ",".join(header)[:_QUOTED]
+        raise RunsError(f"{path.name}: its first line, {first!r}, names none of {', '.join(COLUMNS)}")
     if missing:
         raise RunsError(f"{path.name}: no column {', '.join(missing)}; columns read are {', '.join(COLUMNS)}")
     places = [header.index(name) for name in COLUMNS]
     rows = np.empty((len(lines) - 1, len(COLUMNS)))
     for number, cells in enumerate(lines[1:]):
-        try:
-            rows[number] = [float(cells[place]) for place in places]
-        except (ValueError, IndexError):
+        if len(cells) <= max(places):
             raise RunsError(
-                f"{path.name}: line {number + 2}: not a number for each column: {','.join(cells)[:80]!r}"
-            ) from None
-    if not np.isfinite(rows).all():
-        line, column = np.argwhere(~np.isfinite(rows))[0]
-        raise RunsError(f"{path.name}: line {line + 2}: {COLUMNS[column]}: must be a finite number")
+                f"{path.name}: line {number + 2}: ends before {header[len(cells)]}: it has {len(cells)} of "
+                f"{len(header)} cells"
+            )
+        for index, place in enumerate(places):
+            try:
+                value = float(cells[place])
+            except ValueError:
+                value = math.nan
+            rows[number, index] = value
+            if not math.isfinite(value):
+                raise RunsError(
+                    f"{path.name}: line {number + 2}: {COLUMNS[index]} = {cells[place][:_QUOTED]!r}: "
+                    "must be a finite number"
+                )
     table = dict(zip(COLUMNS, rows.T, strict=True))
     if rows.shape[0] < 2 or (np.diff(table["time_s"]) <= 0).any():
         raise RunsError(f"{path.name}: time_s: must rise from row to row, over at least two rows")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.serving_runs import KNOWN, record_run
 
-from twin.serving.recorded import RunsError, read_run, read_runs
+from twin.serving.recorded import COLUMNS, RunsError, read_run, read_runs
 
 
 @pytest.fixture
@@ -79,10 +79,14 @@ def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
     name = run.name
 
     put(run, 12, "gpu_power_w", "n/a")
-    assert said(run).startswith(f"{name}: line 12: not a number for each column")
+    assert said(run) == f"{name}: line 12: gpu_power_w = 'n/a': must be a finite number"
     run.write_text(whole)
     put(run, 12, "gpu_power_w", "nan")
-    assert said(run) == f"{name}: line 12: gpu_power_w: must be a finite number"
+    assert said(run) == f"{name}: line 12: gpu_power_w = 'nan': must be a finite number"
+    run.write_text(whole)
+    text = lines(run)
+    run.write_text("\n".join([*text[:11], ",".join(text[11].split(",")[:5]), *text[12:]]))
+    assert said(run) == f"{name}: line 12: ends before generation_tokens_total: it has 5 of 9 cells"
     run.write_text(whole)
     put(run, 12, "time_s", "0")
     assert "time_s: must rise from row to row" in said(run)
@@ -92,8 +96,9 @@ def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
 
     run.write_text(whole.replace("gpu_power_w", "watts"))
     assert said(run).startswith(f"{name}: no column gpu_power_w; columns read are time_s")
-    run.write_text("")
-    assert "no column time_s" in said(run)
+    run.write_text("\n".join(whole.splitlines()[1:]))
+    assert said(run).startswith(f"{name}: its first line, '0.5,0,")
+    assert said(run).endswith(", names none of time_s, " + ", ".join(COLUMNS[1:]))
     run.write_text("\n".join(whole.splitlines()[:12]))
     assert "seconds of load are recorded, 20 are needed" in said(run)
     run.write_text(whole)
@@ -127,9 +132,24 @@ def test_what_is_wrong_with_a_run_is_said_in_words(run: Path) -> None:
     edit(run, request_rate="inf", model_id="frob-9b")
     assert "model_id: model 'frob-9b': its shape is not known" in said(run)
     run.with_name(f"{run.stem}.result.json").write_text('{"duration": 3')
-    assert said(run).startswith(f"{run.stem}.result.json: ")
+    assert said(run).startswith(f"{run.stem}.result.json: is no JSON: ")
+    run.with_name(f"{run.stem}.result.json").write_text("\n")
+    assert said(run) == f"{run.stem}.result.json: is empty"
     run.with_name(f"{run.stem}.result.json").unlink()
     assert said(run) == f"{name}: no {run.stem}.result.json beside it"
+
+
+def test_a_file_that_is_no_table_at_all_is_said_to_be_none(run: Path) -> None:
+    whole = run.read_text()
+    for content in (b"", b"\n\n", b"\xef\xbb\xbf"):
+        run.write_bytes(content)
+        assert said(run) == f"{run.name}: is empty"
+    noise = np.random.default_rng(1).integers(0, 256, 4_000).astype(np.uint8).tobytes()
+    for content in (noise, whole.encode("utf-16"), b"\x89PNG\r\n\x1a\n" + noise):
+        run.write_bytes(content)
+        assert said(run) == f"{run.name}: is no CSV in UTF-8: its first line is no text"
+    run.write_text("x" * 200_000)
+    assert said(run).startswith(f"{run.name}: is no CSV: ")
 
 
 def test_a_table_may_be_written_in_other_ways(run: Path) -> None:
