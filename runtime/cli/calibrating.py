@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from cyclopts import App
-from rich.table import Table
+from rich.text import Text
 
 from runtime.cli.calibrating_plant import clocks, training
 from runtime.cli.fidelity_plot import plot_fidelity
@@ -16,6 +16,7 @@ from runtime.cli.out_folder import PICTURES, writable
 from runtime.cli.printing import Json, console, emit, progress, say
 from runtime.cli.seeds import Seed
 from runtime.config import ConfigError
+from runtime.counting import counted
 from runtime.whole_file import put
 from twin.provenance import written
 from twin.serving.board import ServingFit
@@ -42,6 +43,8 @@ def serving(
 
     Fits all runs, and seven times all but a seventh, so that `windrow twin fidelity` can judge each run by
     coefficients that never saw it. Takes some minutes.
+
+    Exit status 2 when a run cannot be read or there are too few, and then nothing is written; 0 else.
 
     Parameters
     ----------
@@ -121,9 +124,7 @@ def fidelity(
 ) -> int:
     """Compare the twin of a serving GPU with recorded runs, run by run.
 
-    A run is predicted from what was asked, the engine's settings and what the board drew at rest. Runs that
-    the coefficients were fitted to are predicted by coefficients fitted without them. Exit status 1 when
-    some of what the folder holds could not be judged; the rest is.
+    What it does stands in `runtime.cli.simulating`, where it can be read without importing this module.
 
     Parameters
     ----------
@@ -183,34 +184,25 @@ _SHOWN = (
     ("p95_w", "P95"),
     ("p99_w", "P99"),
     ("ramp_2s_w", "ramp 2 s"),
-    ("ramp_10s_w", "10 s"),
-    ("ramp_40s_w", "40 s"),
+    ("ramp_10s_w", "ramp 10 s"),
+    ("ramp_40s_w", "ramp 40 s"),
     ("ttft_mean_s", "TTFT"),
     ("tpot_mean_s", "TPOT"),
 )
 
+_FIGURE = 6  # letters of a figure; eleven of them, a space before each, are within a terminal of 80
+
 
 def _print(found: Report) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("mean W", justify="right")
-    for _, title in _SHOWN:
-        table.add_column(title, justify="right")
-    for run in found.runs:
-        table.add_row(run.name, f"{run.recorded.mean_w:.0f}", *_cells(run))
-    for title, over in (
-        ("median error", found.medians),
-        ("90th percentile", found.p90),
-        ("median, boards' rest unknown", found.medians_unknown_board),
-    ):
-        cells = (f"{over[name]:.1%}" if name in over else "-" for name, _ in _SHOWN)
-        table.add_row(title, "", *cells, style="bold")
-    console.print(table)
+    _print_figures(found)
     known = sum(run.fitted for run in found.runs)
+    seen = f"{known} of them, each of which was predicted by a fit without it" if known else "none of them"
     say(
-        f"{len(found.runs)} runs, predicted by the coefficients of an {found.sku}; {known} of them were "
-        "fitted to, each of which was predicted by a fit without it"
+        f"{counted(len(found.runs), 'run')}, predicted by the coefficients of one board, {found.sku}; "
+        f"those were fitted to {seen}"
     )
+    for remark in found.remarks:
+        say(remark)
     say("errors relative to what was recorded; ramps: as a share of the board's power limit")
     for name, goal in GOALS.items():
         title = dict(_SHOWN)[name]
@@ -223,9 +215,39 @@ def _print(found: Report) -> None:
         say(f"furthest off at its peaks: {worst.name}, P99 {error:+.1%}")
 
 
+def _print_figures(found: Report) -> None:
+    """A run's figures beside its name; beneath it, where the terminal is too narrow for both. Neither is ever
+    cut."""
+    titles = [title.partition(" ") for title in ("mean W", *(title for _, title in _SHOWN))]
+    rows = [
+        ("", [above if below else "" for above, _, below in titles], "bold"),
+        ("", [below or above for above, _, below in titles], "bold"),
+    ]
+    rows += [(run.name, [f"{run.recorded.mean_w:.0f}", *_cells(run)], "") for run in found.runs]
+    for title, over in (
+        ("median error", found.medians),
+        ("90th percentile", found.p90),
+        ("median, boards' rest unknown", found.medians_unknown_board),
+    ):
+        sizes = [f"{over[name]:.1%}" if name in over else "-" for name, _ in _SHOWN]
+        rows.append((title, ["", *sizes], "bold"))
+    longest = max(len(name) for name, _, _ in rows)
+    beside = longest + len(titles) * (_FIGURE + 1) <= console.width
+    for name, cells, style in rows:
+        figures = "".join(f" {cell:>{_FIGURE}}" for cell in cells)
+        lines = [f"{name:<{longest}}{figures}"] if beside else [name, figures] if name else [figures]
+        console.print(Text("\n".join(lines), style=style), soft_wrap=True)
+
+
 def _cells(run: RunFidelity) -> list[str]:
     errors = [run.errors[name] for name, _ in _SHOWN]
-    return ["-" if error is None else f"{error:+.1%}" for error in errors]
+    return ["-" if error is None else _signed(error) for error in errors]
+
+
+def _signed(error: float) -> str:
+    """An error in percent, with a decimal where there is room for one."""
+    text = f"{error:+.1%}"
+    return text if len(text) <= _FIGURE else f"{error:+.0%}"
 
 
 @contextlib.contextmanager
@@ -242,5 +264,7 @@ def _calibration(path: pathlib.Path | None) -> Calibration:
         return stored()
     try:
         return read(path.read_bytes())
-    except (OSError, CalibrationError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except CalibrationError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -6,6 +6,7 @@ import pathlib
 
 import matplotlib as mpl
 
+from runtime.counting import counted
 from schemas.units import FloatArray
 from twin.serving.fidelity import Report
 
@@ -32,7 +33,7 @@ def plot_fidelity(
     against.plot(ends, ends, color=_RECORDED, lw=1.0)
     against.set_xlabel("recorded (W)")
     against.set_ylabel("predicted (W)")
-    against.set_title(f"{len(report.runs)} runs", loc="left")
+    against.set_title(counted(len(report.runs), "run"), loc="left")
     against.legend(frameon=False, loc="upper left")
     names = [
         ("mean_w", "mean W"),

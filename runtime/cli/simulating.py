@@ -32,7 +32,14 @@ twin = App(name="twin", help="The simulated plant: live on the brokers, or held 
 twin.command(
     "runtime.cli.calibrating:fidelity",
     name="fidelity",
-    help="Compare the twin of a serving GPU with recorded runs, run by run.",
+    help="""Compare the twin of a serving GPU with recorded runs, run by run.
+
+    A run is predicted from what was asked, the engine's settings and what the board drew at rest. Runs that
+    the coefficients were fitted to are predicted by coefficients fitted without them. Signs of another board
+    than the one fitted are remarked on.
+
+    Exit status 1 when some of what the folder holds could not be judged (the rest is), 2 when nothing could;
+    0 else, also where a goal is missed.""",
 )
 
 

@@ -6,8 +6,10 @@ import json
 import pathlib
 
 import pytest
+from rich.console import Console
 from support.serving_runs import record_run
 
+from runtime.cli import calibrating
 from runtime.cli.app import run
 
 
@@ -127,7 +129,65 @@ def test_a_calibration_that_is_none_is_refused(
     assert run(["twin", "fidelity", "--runs", str(runs), "--calibration", str(wrong)]) == 2
     assert f"{wrong}: not a calibration" in capsys.readouterr().err
     assert run(["twin", "fidelity", "--runs", str(runs), "--calibration", str(tmp_path / "no.json")]) == 2
-    assert "no.json" in capsys.readouterr().err
+    missing = tmp_path / "no.json"
+    assert capsys.readouterr().err == f"{missing}: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_names_and_figures_are_whole_in_terminals_of_any_width(
+    width: int, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = record_run(tmp_path, "llama-2-7b", 16)
+    name = "advisor_output_length_130_llama-2-7b_16__2000"
+    for ending in (".csv", ".result.json"):
+        kept.with_name(f"{kept.stem}{ending}").rename(tmp_path / f"{name}{ending}")
+    table = tmp_path / f"{name}.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    power = rows[0].index("gpu_power_w")
+    for cells in rows[1:]:  # so that errors take as much room as they may
+        cells[power] = f"{float(cells[power]) / 8:g}"
+    table.write_text("\n".join(",".join(cells) for cells in rows))
+    monkeypatch.setattr(calibrating, "console", Console(width=width, highlight=False))
+    assert run(["twin", "fidelity", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if name in line)
+    figures = lines[place].removeprefix(name).split() or lines[place + 1].split()
+    assert len(figures) == 11
+    assert all(figure[-1] == "%" and float(figure[:-1]) for figure in figures[1:])
+    table_ends = next(i for i, line in enumerate(lines) if line.startswith("1 run, predicted"))
+    assert max(len(line) for line in lines[:table_ends]) <= width
+
+
+def test_signs_of_another_board_are_remarked_on_and_are_no_failure(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_run(tmp_path, "llama-2-7b", 3)
+    assert run(["twin", "fidelity", "--runs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == []
+    faster = record_run(tmp_path, "llama-2-7b", 5)
+    faster.write_text(faster.read_text().replace(",1980\n", ",2032\n"))
+    record_run(tmp_path, "llama-2-7b", 7, idle_w=60.0)
+    assert run(["twin", "fidelity", "--runs", str(tmp_path), "--json"]) == 0
+    clock, rest = json.loads(capsys.readouterr().out)["remarks"]
+    assert clock.startswith("1 of 3 runs at clocks up to 2,032 MHz (background_llama-2-7b_5), above")
+    assert rest.startswith("1 of 3 runs with a power at rest (60 W, background_llama-2-7b_7) too far from")
+    for remark in (clock, rest):
+        assert "board fitted (H100-SXM5-64GB, " in remark
+        assert "this may be another board" in remark
+    assert run(["twin", "fidelity", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert {clock, rest} <= set(said)
+    assert any("those were fitted to none of them" in line for line in said)
+
+
+def test_help_says_what_the_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["twin", "fidelity", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Exit status 1 when some of what the folder holds could not be judged" in told
+    assert "0 else, also where a goal is missed" in told
+    run(["twin", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "fidelity Compare the twin of a serving GPU with recorded runs, run by run." in told
 
 
 def test_too_few_runs_for_a_fit_are_refused(

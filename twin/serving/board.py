@@ -163,11 +163,15 @@ class ServingFit(msgspec.Struct, frozen=True, kw_only=True):
             )
         )
 
+    def rests_alike(self, idle_w: float) -> bool:
+        """Whether what a board draws at rest is no further from the fitted one's than boards of the kind
+        differ. Else it rested in another state (no model in memory), or is another kind of board."""
+        return abs(idle_w / self.idle_w - 1.0) <= _RESTS_APART
+
     def gain(self, idle_w: float | None) -> float:
         """A board's power over the fitted one's, from what it draws at rest; 1 where that is not known, or
-        further from the fitted one's than boards differ: then it rested in another state (no model in
-        memory), or is another kind of board."""
-        if idle_w is None or not abs(idle_w / self.idle_w - 1.0) <= _RESTS_APART:
+        tells nothing of this kind of board."""
+        if idle_w is None or not self.rests_alike(idle_w):
             return 1.0
         return math.pow(idle_w / self.idle_w, self.idle_exponent)
 

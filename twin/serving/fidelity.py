@@ -8,7 +8,7 @@ them out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -79,7 +79,7 @@ class RunFidelity(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All runs, and the median and 90th percentile of each error's size over them. `medians_unknown_board`:
     the medians, had nobody read the boards' power at rest. `sku` is the board that is predicted, `problems`
-    a line for each thing that could not be judged."""
+    a line for each thing that could not be judged, `remarks` one for each sign of another board."""
 
     sku: str
     runs: tuple[RunFidelity, ...]
@@ -88,6 +88,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     medians_unknown_board: dict[str, float]
     goals: dict[str, float]
     problems: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 GOALS = {"energy_j": 0.02, "p99_w": 0.03, "ttft_mean_s": 0.05, "tpot_mean_s": 0.05}
@@ -116,7 +117,34 @@ def report(
         medians_unknown_board=_over([pair[1] for pair in pairs], 0.5),
         goals=GOALS,
         problems=tuple(problems),
+        remarks=tuple(_remarks(known, calibration.fit)),
     )
+
+
+def _remarks(runs: Sequence[RunFidelity], fit: ServingFit) -> Iterator[str]:
+    """What speaks against the runs' board being of the kind that was fitted. What a run of the fit itself
+    rested at under locked clocks does not."""
+    clocked = [run for run in runs if run.clock_mhz > fit.max_mhz]
+    if clocked:
+        most = max(clocked, key=lambda run: run.clock_mhz)
+        yield (
+            f"{_of(clocked, runs)} at clocks up to {most.clock_mhz:,.0f} MHz ({most.name}), above those of "
+            f"the board fitted ({fit.sku}, {fit.max_mhz:,.0f} MHz): this may be another board"
+        )
+    told = [run for run in runs if not (run.fitted and run.clock_mhz < fit.max_mhz)]
+    rests = {run.name: run.idle_w for run in told if run.idle_w is not None}
+    strange = {name: idle_w for name, idle_w in rests.items() if not fit.rests_alike(idle_w)}
+    if strange:
+        name, idle_w = max(strange.items(), key=lambda rest: abs(rest[1] - fit.idle_w))
+        yield (
+            f"{_of(strange, runs)} with a power at rest ({idle_w:.0f} W, {name}) too far from that of the "
+            f"board fitted ({fit.sku}, {fit.idle_w:.0f} W) to be used: this may be another board, or it "
+            "rested in another state (clocks locked, no model in memory)"
+        )
+
+
+def _of(some: Collection[object], runs: Sequence[RunFidelity]) -> str:
+    return f"{len(some)} of {len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def _over(runs: Sequence[RunFidelity], quantile: float) -> dict[str, float]:
