@@ -3,7 +3,9 @@ nodes and from sweeps of power limits, and how close it comes on what it was not
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,8 +13,9 @@ from rich.table import Table
 
 from runtime.cli.calibration_plots import plot_clocks, plot_training
 from runtime.cli.out_folder import PICTURES, writable
-from runtime.cli.printing import console, emit, say
+from runtime.cli.printing import console, emit, progress, say
 from runtime.config import ConfigError
+from runtime.counting import counted
 from runtime.whole_file import put
 from twin.clocks import fidelity as clock_fidelity
 from twin.clocks import fit as clock_fit
@@ -32,20 +35,44 @@ def _places(out: pathlib.Path, plot: pathlib.Path | None) -> None:
         writable(plot, PICTURES)
 
 
+def _holds(data: pathlib.Path, recordings: Iterable[str]) -> None:
+    """See that the recordings are there. Raises ConfigError, naming those that are not."""
+    missing = [name for name in recordings if not (data / name).is_file()]
+    if missing:
+        raise ConfigError(f"{data}: --data must be a folder that holds {', '.join(missing)}")
+
+
+@contextlib.contextmanager
+def _steps(total: int) -> Iterator[Callable[[], None]]:
+    """A bar over so many steps; what is yielded is to be called when one is done."""
+    with progress("steps") as bar:
+        task = bar.add_task("fitting and judging", total=total)
+        yield lambda: bar.advance(task)
+
+
 def training(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors = False) -> int:
     """Fit training nodes to the recorded wall power of a job, and judge them on what was left out.
 
-    Takes a minute.
+    Takes a minute. Exit status 2 when a recording cannot be read, and then nothing is written; 0 else,
+    however large the errors are.
 
     Parameters
     ----------
     data
-        The folder of recordings: gpu_power/mlperf/ with the job of 64 nodes and the one of 8 below it.
+        The folder of recordings: it holds gpu_power/mlperf/, with the job of 64 nodes and the one of 8.
     """
     _places(out, plot)
+    _holds(data, (training_fit.JOB, training_fit.OTHER_JOB))
     try:
-        made = training_fit.calibrate(data)
-        found = training_fidelity.report(data)
+        with _steps(2 + training_fidelity.FOLDS) as done:
+
+            def judged(each: training_fidelity.Errors) -> None:
+                if each.of.startswith("sum"):  # the last of what one fit is judged on
+                    done()
+
+            made = training_fit.calibrate(data)
+            done()
+            found = training_fidelity.report(data, judged=judged)
         if plot is not None:
             job = read_wall_power(data / training_fit.JOB)
             plot_training(training_fit.fit(job, idle_w=made.spread.idle_w), job, plot)
@@ -72,17 +99,24 @@ def clocks(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors =
     """Fit boards' clock axes to sweeps of their power limits, judge them on workloads left out, and ask
     whether the axis that safe shares are worked out with is safe on them.
 
-    Takes a minute.
+    Takes a minute. Exit status 2 when a sweep cannot be read, and then nothing is written; 0 else, however
+    large the errors are.
 
     Parameters
     ----------
     data
-        The folder of recordings: gpu_power/zeus/ with a sweep per board below it.
+        The folder of recordings: it holds gpu_power/zeus/, with a sweep per board.
     """
     _places(out, plot)
+    _holds(data, clock_fit.SWEEPS.values())
+    found: list[clock_fidelity.BoardReport] = []
     try:
-        made = clock_fit.calibrate(data)
-        found = clock_fidelity.report(data)
+        with _steps(1 + len(clock_fit.SWEEPS)) as done:
+            made = clock_fit.calibrate(data)
+            done()
+            for board in clock_fidelity.report(data):
+                found.append(board)
+                done()
         if plot is not None:
             sweeps = [clock_fit.read_sweep(data / path, board) for board, path in clock_fit.SWEEPS.items()]
             plot_clocks(made, sweeps, plot)
@@ -107,7 +141,7 @@ def clocks(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors =
                 clocks_from, to = f"{band.clock_from:.1f}", f"{band.clock_to:.1f}"
                 say(
                     f"{board.board}: at {clocks_from} to {to} of the clock the synthetic axis puts the power "
-                    f"left too low in {band.too_low:.0%} of {band.readings} readings, by up to "
+                    f"left too low in {band.too_low:.0%} of {counted(band.readings, 'reading')}, by up to "
                     f"{band.worst:.2f} of the dynamic power"
                 )
     say(f"written to {out}")

@@ -1,29 +1,50 @@
 """Calibrating training nodes and clock axes from the command line: what is written, and what a bad folder
 says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from runtime.cli.app import run
 from runtime.cli.calibrating_plant import clocks, training
 from runtime.config import ConfigError
 from twin.clocks.axis import ClockCoefficients
 from twin.clocks.fit import SWEEPS
-from twin.training.fit import JOB
+from twin.training.fit import JOB, OTHER_JOB
 from twin.training.nodes import TrainingCoefficients
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
-@pytest.mark.parametrize("command", [training, clocks])
-def test_a_folder_without_recordings_is_refused_in_words_and_writes_nothing(
-    command: Callable[..., int], tmp_path: Path
+@pytest.mark.parametrize(("command", "wanted"), [(training, (JOB, OTHER_JOB)), (clocks, SWEEPS.values())])
+def test_a_folder_without_recordings_is_told_what_it_must_hold_and_nothing_is_written(
+    command: Callable[..., int], wanted: Iterable[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError) as error:
         command(data=tmp_path, out=tmp_path / "out.json")
+    assert str(error.value) == f"{tmp_path}: --data must be a folder that holds {', '.join(wanted)}"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "recordings"), [(training, (JOB, OTHER_JOB)), (clocks, SWEEPS.values())])
+def test_a_recording_that_is_none_is_refused_with_its_name(
+    command: Callable[..., int], recordings: Iterable[str], tmp_path: Path
+) -> None:
+    for name in recordings:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("time,power\n")
+    with pytest.raises(ConfigError, match=r"gpu_power/\w+/\S+\.csv: "):
+        command(data=tmp_path, out=tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("command", ["training", "clocks"])
+def test_help_says_that_large_errors_are_no_failure(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["calibrate", command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "cannot be read, and then nothing is written; 0 else, however large the errors are." in told
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -252,13 +253,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     other_job: OtherJob
 
 
-def report(data: Path, *, seed: int = SEED) -> Report:
-    """How true the training nodes are to the recordings below the folder `data`; half a minute. Raises
-    UnusableRecording for one that is missing or malformed."""
+def report(data: Path, *, seed: int = SEED, judged: Callable[[Errors], None] = lambda _: None) -> Report:
+    """How true the training nodes are to the recordings below the folder `data`; half a minute, in which
+    `judged` is told of each meter and sum. Raises UnusableRecording for one that is missing or malformed."""
     job, other = read_wall_power(data / JOB), read_wall_power(data / OTHER_JOB)
     idle_w = idle_power(other)
+    errors = []
+    for error in chain(leave_time_out(job, idle_w, seed), leave_nodes_out(job, idle_w, seed)):
+        errors.append(error)
+        judged(error)
     return Report(
-        errors=(*leave_time_out(job, idle_w, seed), *leave_nodes_out(job, idle_w, seed)),
+        errors=tuple(errors),
         other_job=on_another_job(fit(job, idle_w=idle_w, seed=seed), other, seed),
     )
 
