@@ -108,7 +108,7 @@ class StateFile:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f".{self.path.name}.new"
         with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(kept, order="deterministic"))
+            file.write(msgspec.json.encode(kept, order="deterministic"))  # one state, one file
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)

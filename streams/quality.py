@@ -281,7 +281,7 @@ class Repeats:
         if not self._sworn:
             self.low = self.high = math.nan
             self._sworn = True
-        if beside is not None:
+        if beside is not None and beside == beside:  # NaN tells nothing either
             self.low, self.high = min(beside, self.low), max(beside, self.high)
 
     def rewind(self, step: Span) -> None:

@@ -124,7 +124,8 @@ def fidelity(
 ) -> int:
     """Compare the twin of a serving GPU with recorded runs, run by run.
 
-    What it does stands in `runtime.cli.simulating`, where it can be read without importing this module.
+    Exit status 1 when some of what the folder holds could not be judged, 2 when nothing could. What people
+    read of it is said in `runtime.cli.simulating`, which need not import the twin to say it.
 
     Parameters
     ----------
@@ -196,11 +197,12 @@ _FIGURE = 6  # letters of a figure; eleven of them, a space before each, are wit
 def _print(found: Report) -> None:
     _print_figures(found)
     known = sum(run.fitted for run in found.runs)
-    seen = f"{known} of them, each of which was predicted by a fit without it" if known else "none of them"
-    say(
-        f"{counted(len(found.runs), 'run')}, predicted by the coefficients of one board, {found.sku}; "
-        f"those were fitted to {seen}"
+    seen = (
+        f"fitted to {known} of them, each predicted by a fit without it"
+        if known
+        else "fitted to none of them"
     )
+    say(f"{counted(len(found.runs), 'run')}, predicted by the coefficients of {found.sku}, {seen}")
     for remark in found.remarks:
         say(remark)
     say("errors relative to what was recorded; ramps: as a share of the board's power limit")

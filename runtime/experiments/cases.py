@@ -1,10 +1,11 @@
 """One run of an experiment: its whole setup as data, what it came to, and how many are run and kept.
 
 A run is known by a digest of its whole setup: what it asks, the row with its boards, how fast those serve
-and what they draw (which a new calibration changes), their clocks, the mix of requests and the week's shape.
+and what they draw (which a new calibration changes), their clocks, the forecaster where the
+policy has one, the mix of requests and the week's shape.
 What is finished lies in a folder as a small JSON by that name, so that an interrupted experiment goes on
 where it was, and a changed one runs anew what has changed. Code that makes something else of the same setup
-raises `MEANING`; a test holds a short run to its result.
+raises `MEANING`; a test holds short runs to their results.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from runtime.config import Setup
 from runtime.experiments.row import STUDY_DEMAND, WARM_UP_S, row_load, row_setup, study_row
 from runtime.experiments.weeks import Said, Weeks
 from schemas.topology import Priority
+from streams.forecast.fitted import PEAKS
 from twin.breaker import TripCurve
 from twin.bulk import STEP_MS, PathFaults, Totals
 from twin.serving.curves import curves_of
@@ -69,7 +71,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         row = row_setup(self.servers).site.rows[0]
         boards = {host.sku.name: host.sku for host in row.hosts}
         plant = [(row, curves_of(sku), policy and policy.clocks_of(sku)) for sku in boards.values()]
-        setup = (MEANING, whole, files, STUDY_DEMAND, MIX, shipped_week().shape, plant)
+        told = PEAKS if self.policy is not None and self.policy.variant == "polca_forecast" else None
+        setup = (MEANING, whole, files, STUDY_DEMAND, MIX, shipped_week().shape, plant, told)
         return hashlib.sha256(msgspec.json.encode(setup, order="deterministic")).hexdigest()[:24]
 
 

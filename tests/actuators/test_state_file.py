@@ -46,6 +46,18 @@ def test_of_the_last_commands_none_is_new_and_of_older_ones_few_are_kept() -> No
         assert len(kept.recent | kept.earlier) <= 2 * RECENT
 
 
+def test_a_file_of_an_agent_that_kept_a_list_of_ids_is_understood(tmp_path: Path) -> None:
+    ids = [f"{i:020x}" for i in range(RECENT)]
+    file = StateFile(tmp_path / "h01.json")
+    written = msgspec.to_builtins(full()) | {"recent": ids}
+    del written["earlier"]
+    file.path.write_bytes(msgspec.json.encode(written))
+    kept = file.load(HOST)
+    assert kept is not None
+    assert kept.remember("new")
+    assert not any(kept.remember(known) for known in ids)
+
+
 def test_one_state_is_one_file_whatever_order_its_ids_came_in(tmp_path: Path) -> None:
     one, other = StateFile(tmp_path / "one.json"), StateFile(tmp_path / "other.json")
     up, down = full(), full()

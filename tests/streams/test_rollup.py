@@ -330,6 +330,19 @@ def test_a_meter_that_repeats_itself_while_the_row_moves_is_stuck() -> None:
     assert (rolled.basis, rolled.verdicts) == ("sum", {"stuck": 1})
 
 
+def test_one_of_two_meters_that_repeats_itself_takes_both_out_of_the_sum() -> None:
+    other = f"{METER}-b"
+    row = make_row(4, meters=(METER, other))
+    events: list[Event] = []
+    for s in range(60):
+        at = T0 + s * SECOND
+        moving_w = 10_000.0 + 50 * math.sin(s / 5)
+        events += [*everyone(row, at, 200 + 100 * math.sin(s / 5)), feed(METER, at, 10_000.0)]
+        events += [feed(other, at, moving_w), tick(at)]
+    rolled = rollups(row, events)[-1]
+    assert (rolled.basis, rolled.metered_w, rolled.verdicts) == ("sum", None, {"stuck": 1})
+
+
 def with_meter(row: Row, share_of_sum: Sequence[float | None]) -> list[PowerRollup]:
     """What is said while the meter reads these shares of the sum of hosts, a tick each; None: no frames."""
     summed_w, events = 4 * row.hosts[0].wall_w(8 * 300.0), list[Event]()

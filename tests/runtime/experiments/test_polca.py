@@ -39,6 +39,7 @@ from runtime.experiments.polca import (
 from runtime.experiments.report import as_csv, facts, most_held, table, write_report
 from runtime.experiments.row import SKU, row_setup
 from schemas.skus import Sku
+from streams.forecast.fitted import PEAKS
 from twin.bulk import PathFaults
 from twin.serving.curves import Curves, curves_of
 
@@ -118,6 +119,11 @@ def test_a_run_on_another_calibration_is_another_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(PUBLISHED, SKU, slower)
     assert case().key not in known, "POLCA caps to another clock"
     assert case(policy=None).key in known, "whoever caps nobody does what they did"
+    monkeypatch.undo()
+    foretold = case(policy=STUDIED["POLCA with forecast"]).key
+    monkeypatch.setattr("runtime.experiments.cases.PEAKS", msgspec.structs.replace(PEAKS, fitted_at="later"))
+    assert case(policy=STUDIED["POLCA with forecast"]).key != foretold
+    assert case().key in known, "POLCA does not read forecasts"
 
 
 HOUR_S = 3600

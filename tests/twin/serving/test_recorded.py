@@ -68,6 +68,11 @@ def put(run: Path, number: int, column: str, cell: str) -> None:
     run.write_text("\n".join(text) + "\n")
 
 
+def read_run_duration(run: Path) -> float:
+    found: float = json.loads(run.with_name(f"{run.stem}.result.json").read_text())["duration"]
+    return found
+
+
 def said(run: Path) -> str:
     with pytest.raises(RunsError) as error:
         read_run(run)
@@ -148,6 +153,8 @@ def test_a_file_that_is_no_table_at_all_is_said_to_be_none(run: Path) -> None:
     for content in (noise, whole.encode("utf-16"), b"\x89PNG\r\n\x1a\n" + noise):
         run.write_bytes(content)
         assert said(run) == f"{run.name}: is no CSV in UTF-8: its first line is no text"
+    run.write_text(whole.replace(",", "\t"))
+    assert "names none of time_s" in said(run)
     run.write_text("x" * 200_000)
     assert said(run).startswith(f"{run.name}: is no CSV: ")
 
@@ -171,18 +178,33 @@ def test_rows_that_are_not_a_second_apart_are_refused(run: Path) -> None:
     assert said(run) == f"{run.name}: time_s: rows are 3 s apart, and must be about 1 s"
 
 
-def test_work_long_before_the_load_is_not_taken_for_trying_out(run: Path) -> None:
-    header, *rows = lines(run)
+@pytest.mark.parametrize(
+    ("apart_s", "rows", "refused"), [(1.0, 55, False), (0.6, 95, False), (1.0, 90, True)]
+)
+def test_work_long_before_the_load_is_not_taken_for_trying_out(
+    run: Path, apart_s: float, rows: int, refused: bool
+) -> None:
+    header, *lasting = lines(run)
     at, busy = header.split(",").index("time_s"), header.split(",").index("num_requests_running")
-    working = next(row for row in rows if float(row.split(",")[busy]) > 0).split(",")
-    begin_s = float(rows[0].split(",")[at])
-    for seconds, refused in ((20, False), (90, True)):
-        before = [[*working[:at], f"{begin_s - i}", *working[at + 1 :]] for i in range(seconds, 0, -1)]
-        run.write_text("\n".join([header, *(",".join(cells) for cells in before), *rows]))
-        if refused:
-            assert f"{run.name}: the engine is at work 90 s before the load, and {run.stem}" in said(run)
-        else:
-            read_run(run)
+    working = next(row for row in lasting if float(row.split(",")[busy]) > 0).split(",")
+    begin_s = float(lasting[0].split(",")[at])
+    before = [
+        ",".join([*working[:at], f"{begin_s - apart_s * i}", *working[at + 1 :]]) for i in range(rows, 0, -1)
+    ]
+    run.write_text("\n".join([header, *before, *lasting]))
+    assert read_run_duration(run) < 60.0
+    if refused:
+        assert f"{run.name}: the engine is at work for 9" in said(run)
+    else:
+        read_run(run)
+
+
+def test_a_recording_that_began_late_is_judged_by_most_of_its_load(run: Path) -> None:
+    header, *rows = lines(run)
+    run.write_text("\n".join([header, *rows[len(rows) // 10 :]]))
+    read_run(run)
+    edit(run, duration=1.5 * read_run_duration(run))
+    assert "75% of it are needed" in said(run)
 
 
 def test_answers_at_once_are_those_of_the_name_where_it_says_them(run: Path) -> None:
