@@ -197,12 +197,8 @@ _FIGURE = 6  # letters of a figure; eleven of them, a space before each, are wit
 def _print(found: Report) -> None:
     _print_figures(found)
     known = sum(run.fitted for run in found.runs)
-    seen = (
-        f"fitted to {known} of them, each predicted by a fit without it"
-        if known
-        else "fitted to none of them"
-    )
-    say(f"{counted(len(found.runs), 'run')}, predicted by the coefficients of {found.sku}, {seen}")
+    seen = f"{known} of them, each predicted by a fit without it" if known else "none of them"
+    say(f"{counted(len(found.runs), 'run')}, predicted by the coefficients of {found.sku}, fitted to {seen}")
     for remark in found.remarks:
         say(remark)
     say("errors relative to what was recorded; ramps: as a share of the board's power limit")

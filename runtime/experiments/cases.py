@@ -1,11 +1,10 @@
 """One run of an experiment: its whole setup as data, what it came to, and how many are run and kept.
 
 A run is known by a digest of its whole setup: what it asks, the row with its boards, how fast those serve
-and what they draw (which a new calibration changes), their clocks, the forecaster where the
-policy has one, the mix of requests and the week's shape.
-What is finished lies in a folder as a small JSON by that name, so that an interrupted experiment goes on
-where it was, and a changed one runs anew what has changed. Code that makes something else of the same setup
-raises `MEANING`; a test holds short runs to their results.
+and what they draw (which a new calibration changes), their clocks, the forecaster where the policy reads one,
+the mix of requests and the week's shape. What is finished lies in a folder as a small JSON by that name, so
+that an interrupted experiment goes on where it was, and a changed one runs anew what has changed. Code that
+makes something else of the same setup raises `MEANING`; a test holds short runs to their results.
 """
 
 from __future__ import annotations
