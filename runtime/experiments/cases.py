@@ -16,10 +16,9 @@ import math
 import multiprocessing
 import os
 import pathlib
-import queue
 import signal
 from collections.abc import Callable, Iterable
-from multiprocessing.managers import SyncManager
+from multiprocessing.queues import Queue
 
 import msgspec
 
@@ -198,18 +197,13 @@ def run_all(
     left = sorted((key for key in wanted if key not in found), key=lambda key: -_weight(wanted[key]))
     if left:
         context = multiprocessing.get_context("spawn")
-        manager = SyncManager(ctx=context)
-        manager.start(_undisturbed)
-        with (
-            manager,
-            concurrent.futures.ProcessPoolExecutor(
-                max_workers=jobs, mp_context=context, initializer=_undisturbed
-            ) as pool,
-        ):
-            days: queue.Queue[float] = manager.Queue()
-            others = set(multiprocessing.active_children())
+        days: Queue[float] = context.Queue()
+        others = set(multiprocessing.active_children())
+        with concurrent.futures.ProcessPoolExecutor(
+            max_workers=jobs, mp_context=context, initializer=_begin, initargs=(days,)
+        ) as pool:
             try:
-                waiting = {pool.submit(_run, wanted[key], days): key for key in left}
+                waiting = {pool.submit(_run, wanted[key]): key for key in left}
                 while waiting:
                     done, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
                     while not days.empty():
@@ -218,28 +212,31 @@ def run_all(
                         result = found[waiting.pop(future)] = future.result()
                         results.put(result)
             except BaseException:
-                workers = set(multiprocessing.active_children()) - others
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in workers:
+                # The pool then finds itself broken, drops what waits, and is waited for.
+                for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()
-                for worker in workers:
-                    worker.join()
                 raise
     return found
 
 
-def _undisturbed() -> None:
-    """Ctrl-C is for the process that people see: it breaks the others off."""
+_days: Queue[float]
+"""In a worker: where the simulated days that are done are told."""
+
+
+def _begin(days: Queue[float]) -> None:
+    """A worker's beginning. Ctrl-C is for the process that people see: it breaks the others off."""
+    global _days  # all that a pool hands its workers but for tasks
+    _days = days
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _run(case: Case, days: queue.Queue[float]) -> Result:
+def _run(case: Case) -> Result:
     parent = multiprocessing.parent_process()
 
     def told(done: float) -> None:
         if parent is not None and not parent.is_alive():
             os._exit(1)  # killed, and nobody would have what comes out
-        days.put(done)
+        _days.put(done)
 
     return run_case(case, told)
 
