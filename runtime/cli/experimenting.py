@@ -9,6 +9,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import msgspec
 from cyclopts import App
@@ -271,6 +272,11 @@ def _for_operators(place: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"{error.filename or place}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a process of the experiment was ended from outside (out of memory?); what is finished is kept, "
+            "and the same command goes on from there"
+        ) from error
 
 
 @contextlib.contextmanager

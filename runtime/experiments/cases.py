@@ -10,6 +10,7 @@ makes something else of the same setup raises `MEANING`; a test holds short runs
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import math
@@ -17,7 +18,9 @@ import multiprocessing
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 
 import msgspec
@@ -203,7 +206,8 @@ def run_all(
             max_workers=jobs, mp_context=context, initializer=_begin, initargs=(days,)
         ) as pool:
             try:
-                waiting = {pool.submit(_run, wanted[key]): key for key in left}
+                with _uninterrupted():
+                    waiting = {pool.submit(_run, wanted[key]): key for key in left}
                 while waiting:
                     done, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
                     while not days.empty():
@@ -223,22 +227,33 @@ _days: Queue[float]
 """In a worker: where the simulated days that are done are told."""
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits meanwhile, and never reaches processes that begin here: it is for the one that people see,
+    which ends the others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(days: Queue[float]) -> None:
-    """A worker's beginning. Ctrl-C is for the process that people see: it breaks the others off."""
+    """A worker's beginning. It ends with its parent, even one that was killed."""
     global _days  # all that a pool hands its workers but for tasks
     _days = days
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _run(case: Case) -> Result:
-    parent = multiprocessing.parent_process()
-
-    def told(done: float) -> None:
-        if parent is not None and not parent.is_alive():
-            os._exit(1)  # killed, and nobody would have what comes out
-        _days.put(done)
-
-    return run_case(case, told)
+    return run_case(case, _days.put)
 
 
 def _weight(case: Case) -> float:

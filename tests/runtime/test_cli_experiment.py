@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pathlib
 import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import msgspec
@@ -112,3 +117,44 @@ def test_one_that_is_broken_off_says_what_is_kept_at_any_moment(
     kept = f"0 of 6 runs are whole and kept in {tmp_path / 'runs'}"
     assert capsys.readouterr().err == f"broken off: {kept}; the same command goes on from there\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_worker_that_was_killed_is_told_in_words(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*given: object, **named: object) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr("runtime.cli.experimenting.run_all", broken)
+    assert run(["experiment", "polca", "--quick", "--out", str(tmp_path)]) == 2
+    assert "a process of the experiment was ended from outside" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_nothing_outlives_an_experiment_that_was_killed(tmp_path: pathlib.Path) -> None:
+    code = "from runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "experiment", "polca", "--quick", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as started:
+        deadline = time.monotonic() + 60.0
+        while _members(started.pid) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert _members(started.pid) >= 3, "itself and its workers"
+        started.kill()
+        started.wait()
+    deadline = time.monotonic() + 20.0
+    while _members(started.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _members(started.pid) == 0
+
+
+def _members(session: int) -> int:
+    """Living processes of a session."""
+    count = 0
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+            count += int(of) == session and state != "Z"
+    return count

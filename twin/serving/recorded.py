@@ -191,12 +191,13 @@ def read_run(path: Path) -> RecordedRun:
             f"{path.name}: {inside.sum()} seconds of load are recorded, {_SHORTEST_S:.0f} are needed "
             f"({path.stem}{_RESULT} says that it took {result.duration:g} s)"
         )
-    apart = np.diff(time, prepend=2 * time[0] - time[1])
-    recorded_s, before_s = time[last] - time[0], float(apart[(time <= begin) & (busy > 0)].sum())
+    row_s = np.minimum(np.diff(time, prepend=2 * time[0] - time[1]), _APART_S[1])  # no row speaks for a hole
+    recorded_s = float(row_s[(time > begin) & (np.arange(time.size) <= last)].sum())
+    before_s = float(row_s[(time <= begin) & (busy > 0)].sum())
     took = f"{path.stem}{_RESULT} says that the load took {result.duration:g} s"
     if recorded_s < _RECORDED_RATIO * result.duration:
         raise RunsError(
-            f"{path.name}: {recorded_s:.0f} s are recorded up to the end of the load, "
+            f"{path.name}: {recorded_s:.0f} s of the load are recorded, "
             f"{_RECORDED_RATIO:.0%} of it are needed, and {took}"
         )
     if before_s > max(_BEFORE_S, result.duration):

@@ -207,6 +207,13 @@ def test_a_recording_that_began_late_is_judged_by_most_of_its_load(run: Path) ->
     assert "75% of it are needed" in said(run)
 
 
+def test_a_hole_in_a_recording_is_not_recorded(run: Path) -> None:
+    header, *rows = lines(run)
+    middle = len(rows) // 2
+    run.write_text("\n".join([header, *rows[: middle - 10], *rows[middle + 10 :]]))
+    assert "s of the load are recorded, 75% of it are needed" in said(run)
+
+
 def test_answers_at_once_are_those_of_the_name_where_it_says_them(run: Path) -> None:
     most = int(read_run(run).running.max())
     for stem, answers in (("background_llama-2-7b_64", 64), ("tuesday", most), ("tuesday_20250221", most)):
