@@ -223,10 +223,6 @@ def run_all(
     return found
 
 
-_days: Queue[float]
-"""In a worker: where the simulated days that are done are told."""
-
-
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits meanwhile, and never reaches processes that begin here: it is for the one that people see,
@@ -236,6 +232,10 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_days: Queue[float]
+"""In a worker: where the simulated days that are done are told."""
 
 
 def _begin(days: Queue[float]) -> None:

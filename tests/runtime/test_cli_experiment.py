@@ -9,13 +9,13 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
+from support.machines import eventually
 
 from runtime.cli import experimenting
 from runtime.cli.app import run
@@ -138,16 +138,11 @@ def test_nothing_outlives_an_experiment_that_was_killed(tmp_path: pathlib.Path) 
     with subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as started:
-        deadline = time.monotonic() + 60.0
-        while _members(started.pid) < 3 and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert _members(started.pid) >= 3, "itself and its workers"
-        started.kill()
-        started.wait()
-    deadline = time.monotonic() + 20.0
-    while _members(started.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert _members(started.pid) == 0
+        try:
+            eventually(lambda: _members(started.pid) >= 3, "it runs with its workers", within_s=60.0)
+        finally:
+            started.kill()
+    eventually(lambda: _members(started.pid) == 0, "nothing of it runs", within_s=20.0)
 
 
 def _members(session: int) -> int:
