@@ -21,7 +21,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
+from multiprocessing.queues import SimpleQueue
 
 import msgspec
 
@@ -200,7 +200,8 @@ def run_all(
     left = sorted((key for key in wanted if key not in found), key=lambda key: -_weight(wanted[key]))
     if left:
         context = multiprocessing.get_context("spawn")
-        days: Queue[float] = context.Queue()
+        # Of this kind, since what a worker puts lies there before its result does: no last hours are missed.
+        days: SimpleQueue[float] = context.SimpleQueue()
         others = set(multiprocessing.active_children())
         with concurrent.futures.ProcessPoolExecutor(
             max_workers=jobs, mp_context=context, initializer=_begin, initargs=(days,)
@@ -234,11 +235,11 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_days: Queue[float]
+_days: SimpleQueue[float]
 """In a worker: where the simulated days that are done are told."""
 
 
-def _begin(days: Queue[float]) -> None:
+def _begin(days: SimpleQueue[float]) -> None:
     """A worker's beginning. It ends with its parent, even one that was killed."""
     global _days  # all that a pool hands its workers but for tasks
     _days = days
