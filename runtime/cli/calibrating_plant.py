@@ -65,14 +65,9 @@ def training(*, data: pathlib.Path, out: _Out, plot: _Plot = None, json: _Errors
     _holds(data, (training_fit.JOB, training_fit.OTHER_JOB))
     try:
         with _steps(2 + training_fidelity.FOLDS) as done:
-
-            def judged(each: training_fidelity.Errors) -> None:
-                if each.of.startswith("sum"):  # the last of what one fit is judged on
-                    done()
-
             made = training_fit.calibrate(data)
             done()
-            found = training_fidelity.report(data, judged=judged)
+            found = training_fidelity.report(data, judged=done)
         if plot is not None:
             job = read_wall_power(data / training_fit.JOB)
             plot_training(training_fit.fit(job, idle_w=made.spread.idle_w), job, plot)

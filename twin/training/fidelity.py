@@ -8,7 +8,6 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -50,6 +49,8 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
     what: Judged
     of: str
     """A meter's host, or "sum of 9"."""
+    together: bool
+    """Whether it is the sum of all meters that were left out."""
     mean: float
     energy: float
     p50: float
@@ -120,7 +121,7 @@ def figures(power: FloatArray) -> Figures:
     )
 
 
-def errors(what: Judged, of: str, simulated: Figures, real: Figures) -> Errors:
+def errors(what: Judged, of: str, together: bool, simulated: Figures, real: Figures) -> Errors:
     """How far one is from the other."""
 
     def off(mine: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[float, ...]:
@@ -129,6 +130,7 @@ def errors(what: Judged, of: str, simulated: Figures, real: Figures) -> Errors:
     return Errors(
         what=what,
         of=of,
+        together=together,
         mean=simulated.mean_w / real.mean_w - 1.0,
         energy=simulated.energy_j / real.energy_j - 1.0,
         p50=simulated.p50_w / real.p50_w - 1.0,
@@ -139,30 +141,30 @@ def errors(what: Judged, of: str, simulated: Figures, real: Figures) -> Errors:
     )
 
 
-def leave_nodes_out(recording: WallPower, idle_w: float, seed: int = SEED) -> Iterator[Errors]:
-    """The errors on nodes that the fit did not see, of which nothing is known but that they run the job.
-    Hosts that share a meter are left out together."""
+def leave_nodes_out(recording: WallPower, idle_w: float, seed: int = SEED) -> Iterator[tuple[Errors, ...]]:
+    """Fit by fit, the errors on nodes that it did not see, of which nothing is known but that they run the
+    job. Hosts that share a meter are left out together."""
     order = np.random.default_rng(seed).permutation(len(recording.hosts))
     for fold in range(FOLDS):
         out = sorted(order[fold::FOLDS].tolist())
         learned = fit(
             recording.of(sorted(set(range(len(recording.hosts))) - set(out))), idle_w=idle_w, seed=seed
         )
-        yield from _judge("nodes left out", learned, recording.of(out), None, seed + fold)
+        yield _judge("nodes left out", learned, recording.of(out), None, seed + fold)
 
 
-def leave_time_out(recording: WallPower, idle_w: float, seed: int = SEED) -> Iterator[Errors]:
+def leave_time_out(recording: WallPower, idle_w: float, seed: int = SEED) -> tuple[Errors, ...]:
     """The errors on the second half of the time, by a fit on the first; each node's gain is known from
     there."""
     middle = recording.seconds / 2.0
     learned = fit(recording.between(0.0, middle), idle_w=idle_w, seed=seed)
     later = recording.between(middle, np.inf)
-    yield from _judge("time left out", learned, later, learned.gain, seed)
+    return _judge("time left out", learned, later, learned.gain, seed)
 
 
 def _judge(
     what: Judged, learned: TrainingFit, real: WallPower, gain: FloatArray | None, seed: int
-) -> Iterator[Errors]:
+) -> tuple[Errors, ...]:
     # A recording that begins with the job does so somewhere in its start: from there on only.
     begins = min(float(at[0]) for at in real.at_s) + _STARTED_S
     real = real.between(begins, np.inf)
@@ -179,10 +181,11 @@ def _judge(
     mine = [figures(course(simulated, [node])) for node in nodes]
     if gain is None:  # nothing tells one node from another: each is expected to be the typical one
         mine = [_median(mine)] * len(nodes)
-    for node in nodes:
-        yield errors(what, real.hosts[node][0], mine[node], figures(course(real, [node])))
-    together = figures(course(simulated, nodes)), figures(course(real, nodes))
-    yield errors(what, f"sum of {len(nodes)}", *together)
+    single = (
+        errors(what, real.hosts[node][0], False, mine[node], figures(course(real, [node]))) for node in nodes
+    )
+    summed = figures(course(simulated, nodes)), figures(course(real, nodes))
+    return *single, errors(what, f"sum of {len(nodes)}", True, *summed)
 
 
 def _median(those: list[Figures]) -> Figures:
@@ -253,15 +256,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     other_job: OtherJob
 
 
-def report(data: Path, *, seed: int = SEED, judged: Callable[[Errors], None] = lambda _: None) -> Report:
+def report(data: Path, *, seed: int = SEED, judged: Callable[[], None] = lambda: None) -> Report:
     """How true the training nodes are to the recordings below the folder `data`; half a minute, in which
-    `judged` is told of each meter and sum. Raises UnusableRecording for one that is missing or malformed."""
+    `judged` is called after each of the 1 + `FOLDS` fits. Raises UnusableRecording for one that is missing
+    or malformed."""
     job, other = read_wall_power(data / JOB), read_wall_power(data / OTHER_JOB)
     idle_w = idle_power(other)
-    errors = []
-    for error in chain(leave_time_out(job, idle_w, seed), leave_nodes_out(job, idle_w, seed)):
-        errors.append(error)
-        judged(error)
+    errors = list(leave_time_out(job, idle_w, seed))
+    judged()
+    for fold in leave_nodes_out(job, idle_w, seed):
+        errors.extend(fold)
+        judged()
     return Report(
         errors=tuple(errors),
         other_job=on_another_job(fit(job, idle_w=idle_w, seed=seed), other, seed),
@@ -284,8 +289,8 @@ def lines(found: Report) -> list[Line]:
     told = []
     for what in get_args(Judged):
         judged = [each for each in found.errors if each.what == what]
-        sums = [each for each in judged if each.of.startswith("sum")]
-        single = [each for each in judged if not each.of.startswith("sum")]
+        sums = [each for each in judged if each.together]
+        single = [each for each in judged if not each.together]
         for figure, value in _FIGURES.items():
             meters = [abs(value(each)) for each in single]
             worst_sum = max((value(each) for each in sums), key=abs)
