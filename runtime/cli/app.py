@@ -22,6 +22,7 @@ from runtime.inbox import InboxError
 from runtime.ledger.audit import UnknownCommand
 from runtime.ledger.book import AmbiguousId, LedgerUnreadable, UnknownId
 from runtime.ledger.store import LedgerMissing, LedgerUnwritable
+from runtime.workers import WorkerLost
 
 COMMANDS = {
     "demo": "runtime.cli.demo:demo",
@@ -74,6 +75,7 @@ _OPERATORS = (
     AmbiguousId,
     UnknownCommand,
     Uncalibrated,
+    WorkerLost,
 )
 """Errors whose text is for the operator. Any other is a fault of ours, and shows where it was."""
 

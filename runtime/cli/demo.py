@@ -6,13 +6,12 @@ ledger are the ones that run beside a real row. Both arms see the same requests.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
+import functools
 import importlib.resources
 import math
-import multiprocessing
 import pathlib
-import queue
+from collections.abc import Callable
 
 import msgspec
 from rich.table import Table
@@ -22,6 +21,7 @@ from runtime.cli.plots import plot_demo
 from runtime.cli.printing import Json, console, emit, print_walk, progress, share, span, watts
 from runtime.cli.replaying import policy_for, replay_source
 from runtime.cli.seeds import Seed
+from runtime.cli.stopping import broken_off_in_order
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup, load_setup
 from runtime.hosts.embedded import Records
@@ -31,6 +31,7 @@ from runtime.recorder import Recorder, header_of
 from runtime.source import open_source
 from runtime.summary import Summary, Summing
 from runtime.wiring import Unkept, on_twin, plant_of
+from runtime.workers import Work, spread
 from schemas.commands import LockClocks
 from schemas.instants import MINUTE, Instant, from_text, to_text
 from schemas.outcomes import Verified
@@ -120,29 +121,28 @@ def demo_setup(variant: str) -> Setup:
 
 def _run_arms(minutes: int, seed: int, out: pathlib.Path) -> tuple[list[Arm], Statistics]:
     """The arms, each in a process of its own, with one bar for each; and the plant alone."""
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(max_workers=len(ARMS), mp_context=context) as pool,
-        progress("simulated minutes") as bars,
-    ):
-        told: queue.Queue[tuple[str, int]] = manager.Queue()
+    works: list[Work[tuple[str, int], Arm | Statistics]] = [
+        *(functools.partial(run_arm, name, minutes, seed, out) for name in ARMS),
+        functools.partial(_run_uncapped, minutes, seed),
+    ]
+    with broken_off_in_order(), progress("simulated minutes") as bars:
         tasks = {name: bars.add_task(name, total=minutes) for name in ARMS}
-        futures = [pool.submit(run_arm, name, minutes, seed, out, told) for name in ARMS]
-        alone = pool.submit(run_uncapped, minutes, seed)
-        waiting = set(futures)
-        while waiting:
-            _, waiting = concurrent.futures.wait(waiting, timeout=0.2)
-            while not told.empty():
-                name, minute = told.get()
-                bars.update(tasks[name], completed=minute)
-        return [future.result() for future in futures], alone.result()
+
+        def told(word: tuple[str, int]) -> None:
+            name, minute = word
+            bars.update(tasks[name], completed=minute)
+
+        found = spread(works, workers=len(ARMS), told=told)
+    arms = [each for each in found if isinstance(each, Arm)]
+    (uncapped,) = (each for each in found if isinstance(each, Statistics))
+    return arms, uncapped
 
 
 def run_arm(
-    name: str, minutes: int, seed: int, out: pathlib.Path, told: queue.Queue[tuple[str, int]] | None = None
+    name: str, minutes: int, seed: int, out: pathlib.Path, told: Callable[[tuple[str, int]], None]
 ) -> Arm:
-    """Run one arm; the one under POLCA leaves its ledger and its recording in `out`."""
+    """Run one arm; the one under POLCA leaves its ledger and its recording in `out`. `told` hears its name
+    with each minute run."""
     setup = demo_setup(ARMS[name])
     row = setup.site.rows[0]
     plant = plant_of(setup, seed=seed, start=START)
@@ -158,12 +158,11 @@ def run_arm(
         rig = on_twin(plant, setup, ledger=ledger, observe=observers)
         for minute in range(1, minutes + 1):
             rig.host.run(until=START + minute * MINUTE)
-            if told is not None:
-                told.put((name, minute))
+            told((name, minute))
     return Arm(name, summing.result(), plant.statistics(), plant.history())
 
 
-def run_uncapped(minutes: int, seed: int) -> Statistics:
+def _run_uncapped(minutes: int, seed: int, _: Callable[[tuple[str, int]], None]) -> Statistics:
     """The plant with neither a cap nor a breaker: what latency would be if power were no object."""
     setup = demo_setup("off")
     never = TripCurve(pickup_ratio=math.inf, instant_ratio=math.inf)

@@ -6,10 +6,8 @@ import contextlib
 import math
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 import msgspec
 from cyclopts import App
@@ -20,6 +18,7 @@ from runtime.cli.experiment_plots import plot_added, plot_paths
 from runtime.cli.out_folder import writable
 from runtime.cli.printing import Json, console, emit, progress, say
 from runtime.cli.seeds import Seeds
+from runtime.cli.stopping import broken_off_in_order
 from runtime.config import ConfigError
 from runtime.counting import counted
 from runtime.experiments.cases import Case, Results, run_all
@@ -36,6 +35,7 @@ from runtime.experiments.row import (
     row_check,
 )
 from runtime.whole_file import put
+from runtime.workers import WorkerLost
 from twin.weekly import fitted_on
 
 FIRST_SEED = 11
@@ -272,19 +272,18 @@ def _for_operators(place: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"{error.filename or place}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except BrokenProcessPool as error:
+    except WorkerLost as error:
         raise ConfigError(
-            "a process of the experiment was ended from outside (out of memory?); what is finished is kept, "
-            "and the same command goes on from there"
+            f"{error}; what is finished is kept, and the same command goes on from there"
         ) from error
 
 
 @contextlib.contextmanager
 def _broken_off_in_words(folder: pathlib.Path, cases: Sequence[Case]) -> Iterator[None]:
     """Whoever breaks the experiment off, by Ctrl-C or by SIGTERM, at whatever moment, hears what is kept."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with broken_off_in_order():
+            yield
     except KeyboardInterrupt:
         results = Results(folder)
         unique = {case.key: case for case in cases}
@@ -292,8 +291,6 @@ def _broken_off_in_words(folder: pathlib.Path, cases: Sequence[Case]) -> Iterato
         whole = f"{kept} of {len(unique)} runs are whole and kept in {folder}"
         print(f"broken off: {whole}; the same command goes on from there", file=sys.stderr)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_summaries(summaries: list[Summary]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import multiprocessing
+import functools
 import os
 import pathlib
-import queue
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +21,12 @@ from runtime.cli.out_folder import emptied
 from runtime.cli.plots import plot_rehearsal
 from runtime.cli.printing import Json, console, emit, progress, say, share, span, watts
 from runtime.cli.seeds import Seed
+from runtime.cli.stopping import broken_off_in_order
 from runtime.clock import SystemClock
 from runtime.config import ConfigError, Setup, load_setup, read_text
 from runtime.counting import counted
 from runtime.rehearsal import Rehearsed, alone, minutes_of, play
+from runtime.workers import spread
 from schemas.instants import MINUTE, Instant
 from schemas.toml_tables import not_among
 from schemas.topology import Row
@@ -88,6 +88,7 @@ def rehearse(
     if problems:
         raise ConfigError("\n".join(problems))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(broken_off_in_order())
         base = out or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="windrow-")))
         folders = {each.path: base / each.path.rpartition("/")[2] if len(rows) > 1 else base for each in rows}
         for folder in folders.values():
@@ -149,33 +150,20 @@ def _played(
 ) -> list[Rehearsed]:
     """Each row that has a folder, in the site's order, with a bar for each; one a core at once."""
     rows = [row for row in setup.site.rows if row.path in folders]
+    works = [
+        functools.partial(_play, scenario, alone(setup, row), seed, folders[row.path], plot=plot)
+        for row in rows
+    ]
     with progress("simulated minutes") as bars:
         tasks = {row.path: bars.add_task(row.path, total=minutes_of(scenario)) for row in rows}
 
-        def told(path: str, minute: int) -> None:
+        def told(word: tuple[str, int]) -> None:
+            path, minute = word
             bars.update(tasks[path], completed=minute)
 
-        if len(rows) == 1:  # no process of its own, which takes seconds to start
-            return [_play(scenario, alone(setup, rows[0]), seed, folders[rows[0].path], told, plot=plot)]
-        context = multiprocessing.get_context("spawn")
-        workers = min(len(rows), os.cpu_count() or 1)
-        with (
-            context.Manager() as manager,
-            concurrent.futures.ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool,
-        ):
-            minutes: queue.Queue[tuple[str, int]] = manager.Queue()
-            futures = [
-                pool.submit(
-                    _play_apart, scenario, alone(setup, row), seed, folders[row.path], minutes, plot=plot
-                )
-                for row in rows
-            ]
-            waiting = set(futures)
-            while waiting:
-                _, waiting = concurrent.futures.wait(waiting, timeout=0.2)
-                while not minutes.empty():
-                    told(*minutes.get())
-            return [future.result() for future in futures]
+        if len(works) == 1:  # no process of its own, which takes seconds to start
+            return [works[0](told)]
+        return spread(works, workers=os.cpu_count() or 1, told=told)
 
 
 def _play(
@@ -183,31 +171,18 @@ def _play(
     setup: Setup,
     seed: int,
     folder: pathlib.Path,
-    told: Callable[[str, int], None],
+    told: Callable[[tuple[str, int]], None],
     *,
     plot: bool,
 ) -> Rehearsed:
-    """One row, and its picture where one is wanted."""
+    """One row, and its picture where one is wanted; `told` hears its path with each minute played."""
     row = setup.site.rows[0]
     rehearsed, history = play(
-        scenario, setup, seed=seed, folder=folder, told=lambda minute: told(row.path, minute)
+        scenario, setup, seed=seed, folder=folder, told=lambda minute: told((row.path, minute))
     )
     if plot:
         plot_rehearsal(rehearsed, history, row, folder / "row.png")
     return rehearsed
-
-
-def _play_apart(
-    scenario: Scenario,
-    setup: Setup,
-    seed: int,
-    folder: pathlib.Path,
-    minutes: queue.Queue[tuple[str, int]],
-    *,
-    plot: bool,
-) -> Rehearsed:
-    """The same in a process of its own."""
-    return _play(scenario, setup, seed, folder, lambda *told: minutes.put(told), plot=plot)
 
 
 # ---- telling ----

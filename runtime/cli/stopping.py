@@ -1,4 +1,4 @@
-"""How a service is told to stop."""
+"""How a command is told to stop."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def until_stopped() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def broken_off_in_order() -> Iterator[None]:
+    """SIGTERM breaks off as Ctrl-C does, so that what a command has for the time being goes with it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

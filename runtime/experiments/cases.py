@@ -9,19 +9,11 @@ makes something else of the same setup raises `MEANING`; a test holds short runs
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import functools
 import hashlib
 import math
-import multiprocessing
-import os
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -31,6 +23,7 @@ from runtime.clock import SystemClock
 from runtime.config import Setup
 from runtime.experiments.row import STUDY_DEMAND, WARM_UP_S, row_load, row_setup, study_row
 from runtime.experiments.weeks import Said, Weeks
+from runtime.workers import spread
 from schemas.topology import Priority
 from streams.forecast.fitted import PEAKS
 from twin.breaker import TripCurve
@@ -198,63 +191,11 @@ def run_all(
             found[key] = kept
             told(case.days)
     left = sorted((key for key in wanted if key not in found), key=lambda key: -_weight(wanted[key]))
-    if left:
-        context = multiprocessing.get_context("spawn")
-        # Of this kind, since what a worker puts lies there before its result does: no last hours are missed.
-        days: SimpleQueue[float] = context.SimpleQueue()
-        others = set(multiprocessing.active_children())
-        with concurrent.futures.ProcessPoolExecutor(
-            max_workers=jobs, mp_context=context, initializer=_begin, initargs=(days,)
-        ) as pool:
-            try:
-                with _uninterrupted():
-                    waiting = {pool.submit(_run, wanted[key]): key for key in left}
-                while waiting:
-                    done, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
-                    while not days.empty():
-                        told(days.get())
-                    for future in done:
-                        result = found[waiting.pop(future)] = future.result()
-                        results.put(result)
-            except BaseException:
-                # The pool then finds itself broken, drops what waits, and is waited for.
-                for worker in set(multiprocessing.active_children()) - others:
-                    worker.terminate()
-                raise
+    works = [functools.partial(run_case, wanted[key]) for key in left]
+    if works:
+        new = spread(works, workers=jobs, told=told, done=results.put)
+        found.update(zip(left, new, strict=True))
     return found
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, and never reaches processes that begin here: it is for the one that people see,
-    which ends the others."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_days: SimpleQueue[float]
-"""In a worker: where the simulated days that are done are told."""
-
-
-def _begin(days: SimpleQueue[float]) -> None:
-    """A worker's beginning. It ends with its parent, even one that was killed."""
-    global _days  # all that a pool hands its workers but for tasks
-    _days = days
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _run(case: Case) -> Result:
-    return run_case(case, _days.put)
 
 
 def _weight(case: Case) -> float:

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 from rich.console import Console
-from support.rigs import row_text
+from support.rigs import row_text, two_rows_text
 
 from runtime.cli import printing, rehearsing
 from runtime.cli.app import run
@@ -110,11 +110,8 @@ def test_a_narrow_terminal_cuts_no_name_and_no_id_and_the_last_line_counts_what_
 def test_each_row_is_played_or_the_one_that_is_named(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = row_text(2, budget_w=12_000.0, paths=("in_band", "out_of_band", "brake"))
-    second = text[text.index("[[rows]]") :].replace("row-a", "row-b").replace("feed-a", "feed-b")
-    feed = '[[feeds]]\nname = "feed-b"\npdu = "pdu-1"\nlimit_w = 12_000\n'
     site = tmp_path / "two.toml"
-    site.write_text(text.replace("[[rows]]", feed + "[[rows]]", 1) + second, encoding="utf-8")
+    site.write_text(two_rows_text(), encoding="utf-8")
     quick = scenario(tmp_path)
     assert run(["rehearse", quick, "--site", str(site), "--out", str(tmp_path / "out"), "--json"]) == 0
     assert [each["row"] for each in json.loads(capsys.readouterr().out)] == ["lab1/row-a", "lab1/row-b"]

@@ -22,7 +22,7 @@ from schemas.outcomes import Verified
 def test_the_row_is_held_through_the_whole_evening_and_every_cap_can_be_walked_back(
     tmp_path: pathlib.Path,
 ) -> None:
-    arm = demo.run_arm("POLCA", 60, 1, tmp_path)
+    arm = demo.run_arm("POLCA", 60, 1, tmp_path, lambda word: None)
     assert arm.summary.brakes == 0
     assert arm.plant.tripped_at is None
     assert arm.plant.over_budget_s == 0

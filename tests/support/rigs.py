@@ -68,6 +68,14 @@ meters = [{'"feed-a"' if meters else ""}]
 """
 
 
+def two_rows_text() -> str:
+    """A site file: two such rows of two servers each, on a feed of its own."""
+    text = row_text(2, budget_w=12_000.0, paths=("in_band", "out_of_band", "brake"))
+    second = text[text.index("[[rows]]") :].replace("row-a", "row-b").replace("feed-a", "feed-b")
+    feed = '[[feeds]]\nname = "feed-b"\npdu = "pdu-1"\nlimit_w = 12_000\n'
+    return text.replace("[[rows]]", feed + "[[rows]]", 1) + second
+
+
 def setup_of(text: str, policy: CappingPolicy = DEFAULT_POLICY, policy_text: str = "") -> Setup:
     """A site file and a policy, read and checked as at a start."""
     site = read_site(text, "lab1.toml")
