@@ -107,7 +107,7 @@ class Backlog:
     @property
     def trouble(self) -> str:
         """Why the disk takes no more, in words; empty when it does."""
-        return self._disk.trouble if self._disk else ""
+        return "" if self._disk is None else self._disk.trouble  # also of a disk that took nothing at all
 
     # ---- what is said ----
 
@@ -146,9 +146,13 @@ class Backlog:
         while self.overfull:
             held = len(self._held)
             self.spill(float("inf"))
-            if len(self._held) == held:  # the disk takes nothing: the oldest gives room
-                oldest = self._disk.drop_oldest() if self._disk else self._held_from + 1
-                self._drop(oldest, "overflow")
+            if len(self._held) < held:
+                continue
+            if self._disk:  # it takes nothing more: its oldest give room
+                self._drop(self._disk.drop_oldest(), "overflow")
+                continue
+            while self.overfull:  # nor is there anything on it: to ask again for each record would take long
+                self._drop(self._held_from + 1, "overflow")
 
     # ---- what is sent ----
 
@@ -248,6 +252,8 @@ class Backlog:
             self._held_bytes -= _size(self._held.popleft()[0])
         if self._disk is not None:
             self._disk.forget(first)
+            if not self._held:  # there is nothing left by whose writing it would show that it takes more again
+                self._disk.trouble = ""
 
 
 def _size(record: Record) -> int:

@@ -67,6 +67,33 @@ def test_with_no_disk_memory_is_a_ring_and_what_falls_out_is_counted() -> None:
     assert waiting.lost == {"overflow": 100 - len(left)}
 
 
+def test_a_disk_that_takes_nothing_is_told_of_and_not_asked_again_for_each_record_that_falls_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def full(handle: int, content: bytes) -> int:
+        nonlocal asked
+        asked += 1
+        raise OSError(28, "No space left on device")
+
+    waiting = backlog(memory=1_000)
+    waiting.attach(Spool(tmp_path))
+    for number in range(500):
+        waiting.put(said(number), 0.0)
+    monkeypatch.setattr(os, "write", full)
+    waiting.trim(0)
+    monkeypatch.undo()
+    assert waiting.trouble.endswith("No space left on device")
+    assert waiting.lost["overflow"] + waiting.waiting == 500
+    assert waiting.lost["overflow"] > 450
+    assert asked <= 2, "it takes milliseconds, in which power goes unread"
+    waiting.spill(1.0)
+    assert not waiting.trouble, "there is room again"
+    assert waiting.spooled == waiting.waiting > 0
+    waiting.close()
+
+
 def test_beyond_the_disks_bound_the_oldest_goes_first(
     tmp_path: pathlib.Path,
 ) -> None:
