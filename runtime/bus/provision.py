@@ -18,6 +18,7 @@ from schemas.instants import MINUTE, Span
 from schemas.topics import DAY, TOPICS, Topic
 
 _PATIENCE_S = 10.0
+_READY_S = 60.0  # each partition is a folder, and a busy broker's disk is slow
 _UNKNOWN_TOPIC, _ALREADY_THERE = 3, 36  # error codes of Kafka's protocol
 _SEGMENT: Span = 7 * DAY  # Kafka's own default, and the most that we let it be
 _SNAPSHOT_SEGMENT: Span = 5 * MINUTE
@@ -134,7 +135,7 @@ def _created(admin: Any, kafka: KafkaConfig, topics: Sequence[Topic]) -> tuple[s
             refused.append(f"{answer['name']}: Kafka does not make it: {_said(answer)}")
     if refused:
         raise BusError("\n".join(refused))
-    admin.wait_for_topics(list(wanted), timeout_ms=round(_PATIENCE_S * 1000))
+    admin.wait_for_topics(list(wanted), timeout_ms=round(_READY_S * 1000))
     return tuple(created)
 
 

@@ -15,7 +15,7 @@ from support.counterparts import missing
 
 @pytest.mark.counterpart
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_no_fault_loses_a_command_or_wrongs_a_host_and_the_site_recovers(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:

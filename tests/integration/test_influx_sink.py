@@ -254,7 +254,7 @@ def answering(answer: Callable[[int], tuple[int, dict[str, str], bytes]]) -> Ite
     thread.start()
     try:
         yield InfluxConfig(
-            url=f"http://127.0.0.1:{server.server_address[1]}", org="o", bucket="b", timeout_ms=500
+            url=f"http://127.0.0.1:{server.server_address[1]}", org="o", bucket="b", timeout_ms=10_000
         )
     finally:
         server.shutdown()

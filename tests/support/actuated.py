@@ -109,10 +109,10 @@ class Actuated:
         """Start `windrow actuate`, and wait until its hosts are taken up."""
         command = [str(WINDROW), "actuate", "--config", str(self.config), *arguments]
         self.process = Server(command, self.folder / "actuate.log", environment(self.machine.state))
-        eventually(lambda: self.machine.ready() is not None, "the actuator serves its health", 30.0)
+        eventually(lambda: self.machine.ready() is not None, "the actuator serves its health")
 
     def until_ready(self) -> None:
-        eventually(lambda: (self.machine.ready() or {}).get("ready") is True, "every sign is there", 30.0)
+        eventually(lambda: (self.machine.ready() or {}).get("ready") is True, "every sign is there")
 
     def until_ready_but_held(self) -> None:
         """Ready, but for the reflex that holds the host."""
@@ -121,7 +121,7 @@ class Actuated:
             reasons = (self.machine.ready() or {}).get("reasons", ())
             return len(reasons) == 1 and "the reflex holds it" in reasons[0]
 
-        eventually(held, "every sign is there, and the host is held", 30.0)
+        eventually(held, "every sign is there, and the host is held")
 
     def stop(self) -> int:
         """SIGTERM, and wait; the exit status."""
@@ -155,7 +155,7 @@ class Actuated:
         """The outcomes so far, of some kinds or of all."""
         return [event for event in self.heard() if isinstance(event, kinds or Outcome)]
 
-    def await_outcome(self, command: Event, *kinds: type[Outcome], within_s: float = 15.0) -> Outcome:
+    def await_outcome(self, command: Event, *kinds: type[Outcome], within_s: float = 60.0) -> Outcome:
         """The first outcome of a command, of one of some kinds."""
         found: list[Outcome] = []
 

@@ -30,7 +30,7 @@ VERSION = re.search(r"influxdb/v2 v(\S+)", (BUILD / "go.mod").read_text())[1]  #
 PKG_CONFIG = "github.com/influxdata/pkg-config@v0.2.7"  # builds Flux's Rust part on the way
 IMAGE = "influxdb:2.7"
 ORG = "windrow"
-_START_S = 20.0  # a fifth of a second on an idle machine
+_START_S = 120.0  # a fifth of a second on an idle machine
 
 
 def influxd() -> Path:

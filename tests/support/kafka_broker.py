@@ -25,7 +25,7 @@ IMAGE = "confluentinc/cp-kafka:7.6.0"
 MOST_NODES = 3
 _CLUSTER = "d2luZHJvdy1mb3ItdGVzdA"  # 22 characters of base64, as every cluster id
 _READY = "Kafka Server started"
-_START_S = 40.0  # two seconds on an idle machine
+_START_S = 120.0  # two seconds on an idle machine
 
 
 def java() -> str:

@@ -143,7 +143,7 @@ class Machine:
             )
         if file_limit is not None:
             _limit_files(self.process.pid, file_limit)
-        eventually(lambda: self.ready() is not None, "the host serves its health", 30.0)
+        eventually(lambda: self.ready() is not None, "the host serves its health")
 
     def make_room(self) -> None:
         """Lift the limit on the length of files."""
@@ -180,7 +180,7 @@ class Machine:
             connection.close()
 
 
-def eventually(check: Callable[[], bool], claim: str, within_s: float = 15.0) -> None:
+def eventually(check: Callable[[], bool], claim: str, within_s: float = 60.0) -> None:
     """Look until it is so; an assertion fails with the claim when it is not within the time."""
     until = time.monotonic() + within_s
     while not check():

@@ -45,6 +45,14 @@ def read(reader: Reader, wanted: int, patience_s: float = 15.0) -> list[Received
     return found
 
 
+def until_away(reader: Reader, why: str, patience_s: float = 15.0) -> None:
+    """Read nothing until it is said why."""
+    until = time.monotonic() + patience_s
+    while reader.away != why and time.monotonic() < until:
+        assert reader.poll(0.1) == []
+    assert reader.away == why
+
+
 def numbers(messages: list[Received]) -> list[int]:
     return [int(message.value) for message in messages]
 
@@ -171,10 +179,7 @@ def test_without_a_broker_nothing_is_read_nothing_is_raised_and_it_is_said_why()
     began = time.monotonic()
     assert reader.poll(0.2) == []
     assert time.monotonic() - began < 1.0
-    until = time.monotonic() + 10.0
-    while "refused" not in reader.away and time.monotonic() < until:
-        assert reader.poll(0.1) == []
-    assert reader.away == "Kafka at 127.0.0.1:1 is not there (connection refused)"
+    until_away(reader, "Kafka at 127.0.0.1:1 is not there (connection refused)")
     assert reader.position(POWER, 0) is None
     began = time.monotonic()
     reader.close()
@@ -185,8 +190,7 @@ def test_without_a_broker_nothing_is_read_nothing_is_raised_and_it_is_said_why()
 @pytest.mark.counterpart
 def test_a_topic_that_is_not_there_is_waited_for_and_not_made(kafka: KafkaConfig) -> None:
     reader = Reader(kafka, {POWER: [0]}, start="earliest")
-    assert read(reader, 1, patience_s=1.5) == []
-    assert reader.away == f"Kafka has no topic {kafka.topic(POWER)}: windrow topics --create makes it"
+    until_away(reader, f"Kafka has no topic {kafka.topic(POWER)}: windrow topics --create makes it")
     report = ensure(kafka, FEW)
     assert kafka.topic(POWER) in report.created
     assert reader.ends() == {(POWER, 0): 0}
@@ -198,10 +202,7 @@ def test_a_topic_that_is_not_there_is_waited_for_and_not_made(kafka: KafkaConfig
 def test_a_partition_that_is_not_there_is_told_of(kafka: KafkaConfig) -> None:
     ensure(kafka, FEW)
     reader = Reader(kafka, {POWER: [0, 17]}, start="earliest")
-    assert read(reader, 1, patience_s=1.5) == []
-    assert reader.away == (
-        f"{kafka.topic(POWER)} has 2 partitions, and none of number 17: see windrow topics"
-    )
+    until_away(reader, f"{kafka.topic(POWER)} has 2 partitions, and none of number 17: see windrow topics")
     reader.close()
 
 

@@ -138,7 +138,6 @@ def test_what_ships_says_where_it_came_from() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_what_ships_is_what_the_command_makes_and_meets_its_goals_on_runs_left_out() -> None:
     recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
     shipped = stored()
@@ -156,7 +155,6 @@ def test_what_ships_is_what_the_command_makes_and_meets_its_goals_on_runs_left_o
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_model_whose_runs_were_all_left_out_is_told_from_its_shape() -> None:
     recordings = read_runs(shared_data("gpu_power/vllm_h100")).runs
     judged = [run for run in recordings if run.llm.name == "llama-2-7b"]
