@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 from support.serving_runs import KNOWN
 
 from schemas.skus import SKUS
-from twin.serving.board import power_left, slower
+from twin.serving.board import ServingFit, power_left, slower
 from twin.serving.engine import Course, Requests, serve
 from twin.serving.llm import LLMS, UnknownModel, llm_named
 
@@ -20,11 +23,42 @@ def course_of(batch: int, prompt: int = 250, output: int = 200, clock_ratio: flo
     return serve(requests, limits, KNOWN.at_clock(KNOWN.model(LLAMA).pace, clock_ratio))
 
 
-def test_prompts_draw_more_than_answers_and_never_more_than_the_limit() -> None:
+def test_prompts_draw_more_than_answers() -> None:
     course = course_of(batch=32)
     watts = KNOWN.watts(course, LLAMA)
     assert watts[course.whole].min() > watts[~course.whole].max()
-    assert watts.max() <= KNOWN.limit_w
+
+
+def limited(limit_w: float) -> ServingFit:
+    return msgspec.structs.replace(KNOWN, limit_w=limit_w)
+
+
+def test_a_board_draws_its_limit_where_its_work_would_draw_more_and_what_it_draws_where_not() -> None:
+    course = course_of(batch=32)
+    free, held = (limited(watts).watts(course, LLAMA) for watts in (math.inf, 450.0))
+    beyond = free > 450.0
+    assert beyond.any(), "without a limit its prompts would draw more"
+    assert not beyond.all()
+    assert (held[beyond] == 450.0).all(), "a row is sized for boards at their limit, not beyond"
+    assert (held[~beyond] == free[~beyond]).all()
+
+
+def test_a_hungry_board_keeps_to_its_limit_as_well() -> None:
+    course = course_of(batch=32)
+    free_w = float(KNOWN.watts(course, LLAMA).max())
+    board = limited(free_w)  # which the usual board just reaches
+    assert limited(math.inf).watts(course, LLAMA, idle_w=126.5).max() > 1.05 * free_w
+    assert board.watts(course, LLAMA, idle_w=126.5).max() == free_w, "leakage does not lift a power limit"
+
+
+def test_a_locked_clock_takes_from_the_limit_where_the_limit_held_the_board_before() -> None:
+    locked = course_of(batch=32, clock_ratio=0.8)
+    left_w = limited(450.0).watts(locked, LLAMA, clock_ratio=0.8)
+    most_w = KNOWN.idle_w + (450.0 - KNOWN.idle_w) * power_left(0.8)
+    assert limited(math.inf).watts(locked, LLAMA, clock_ratio=0.8).max() > most_w
+    assert left_w.max() == pytest.approx(most_w), (
+        "its prompts begin at the limit, not at what they would draw"
+    )
 
 
 def test_a_larger_batch_draws_more_while_it_answers() -> None:
