@@ -270,7 +270,7 @@ class RowCheck(msgspec.Struct, frozen=True, kw_only=True):
             ("2 s", self.rise_2s_ratio, RISE_2S_RATIO),
             ("40 s", self.rise_40s_ratio, RISE_40S_RATIO),
         ):
-            if not math.isclose(ratio, wanted, rel_tol=0.25):
+            if abs(ratio - wanted) > 0.25 * wanted:
                 found.append(f"rises by {ratio:.3f} of its budget within {name}, not by {wanted:.3f}")
         return found
 
