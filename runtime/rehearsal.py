@@ -151,7 +151,7 @@ def play(
             if START + minute * MINUTE == began:
                 plant.servers.forget_latencies()
             told(minute)
-        verdicts = tuple(_judged(scenario, setup, witness, plant, free, ledger, (began, ended)))
+        verdicts = tuple(judged(scenario, setup, witness, plant, free, ledger, (began, ended)))
     rehearsed = Rehearsed(
         row=row.path,
         scenario=scenario.name,
@@ -251,7 +251,7 @@ class Witness:
 # ---- verdicts ----
 
 
-def _judged(
+def judged(
     scenario: Scenario,
     setup: Setup,
     witness: Witness,
@@ -260,6 +260,9 @@ def _judged(
     ledger: Ledger,
     span: tuple[Instant, Instant],
 ) -> Iterator[Verdict]:
+    """A verdict on each invariant, from what was seen: the messages (`witness`), the plant's totals, those of
+    the row with nothing held (`free`, None where latency has no bound), and the ledger. `span` is the
+    scenario's minute 0 and its end."""
     began, ended = span
     bounds, policy = scenario.bounds, setup.policy
     yield _breakers(plant)
@@ -269,7 +272,7 @@ def _judged(
     yield _commands(witness, policy, ended)
     yield _obedience(scenario, setup, witness)
     yield _brakes(bounds.brakes, witness)
-    yield _back(bounds.back_min, witness, began + round(scenario.over_s * SECOND))
+    yield _back(bounds.back_min, witness, policy, began + round(scenario.over_s * SECOND))
     yield _latency(bounds.high_p99_ratio, plant, free)
     yield _heat(bounds.hot_s, witness)
     yield _ledger(ledger, witness)
@@ -451,27 +454,42 @@ def _brakes(bound: int | None, witness: Witness) -> Verdict:
     )
 
 
-def _back(bound_min: float | None, witness: Witness, over: Instant) -> Verdict:
-    """The first moment after the trouble at which no host is held. What demand alone brings later is no part
-    of the trouble."""
+def _back(bound_min: float | None, witness: Witness, policy: CappingPolicy, over: Instant) -> Verdict:
+    """The first moment after the trouble from which no host is held for a lease of the policy, or for its
+    dwell where that is longer, and `LAPSE_MS`: by then each permission was renewed or has run out, and a row
+    that was let up too early is held again. What demand brings later is no part of the trouble. A row that
+    was held, and is free for less than that as the rehearsal ends, was not seen to be back."""
     name = "every host was back at its highest clock in time"
+    stays_ms = max(policy.lease_ms, policy.guardrails.dwell_ms) + LAPSE_MS
     after = [each for each in witness.held if each[0] >= over]
-    back_at = next((at for at, _, count in after if not count), None)
-    last = next((each for each in reversed(after) if each[2] and each[0] < (back_at or math.inf)), None)
-    if back_at is None:
-        figure, minutes = f"{counted(after[-1][2] if after else 0, 'host')} held at the end", None
+    back_at: Instant | None = None
+    last: tuple[Instant, str] | None = None
+    for at, host, count in after:
+        if count:
+            back_at, last = None, (at, host)
+        elif back_at is None:
+            back_at = at
+        elif at - back_at >= stays_ms:
+            break
     else:
+        back_at = back_at if last is None else None
+    minutes = None
+    if back_at is not None:
         minutes = (back_at - over) / MINUTE
         figure = f"{minutes:.1f} min after the trouble"
+    elif last is not None and not after[-1][2]:
+        figure = f"held until {(after[-1][0] - last[0]) / SECOND:g} s before the end"
+    else:
+        figure = f"{counted(after[-1][2] if after else 0, 'host')} held at the end"
     if bound_min is None:
         return _not_judged(name, figure, _NO_BOUND, minutes)
-    at, host, _ = last or (over, "", 0)
+    at, host = last or (over, "")
     told = [each for each in witness.commands.values() if each.subject == host and each.at <= at]
     return Verdict(
         invariant=name,
         ruling=_ruled(minutes is not None and minutes <= bound_min),
         figure=figure,
-        bound=f"within {bound_min:g} min",
+        bound=f"within {bound_min:g} min, to stay for {stays_ms / SECOND:g} s",
         value=minutes,
         limit=bound_min,
         at=at,
@@ -487,15 +505,19 @@ def _latency(bound: float | None, plant: TwinRow, free: TwinRow | None) -> Verdi
         return _not_judged(name, f"{ours:.0f} s", _NO_BOUND)
     theirs = free.statistics().latency_p99_s["high"]
     ratio, dark = ours / theirs, plant.tripped
-    if math.isnan(ratio) and not dark:
+    if math.isnan(theirs) and not dark:
         return _not_judged(name, "no request of high priority was done", "nothing to compare")
-    figure = "the row went dark" if dark else f"×{ratio:.2f} ({ours:.0f} s, {theirs:.0f} s with nothing held)"
+    figure = f"×{ratio:.2f} ({ours:.0f} s, {theirs:.0f} s with nothing held)"
+    if dark:
+        figure = "the row went dark"
+    elif math.isnan(ours):
+        figure = f"no request of high priority was done ({theirs:.0f} s with nothing held)"
     return Verdict(
         invariant=name,
         ruling=_ruled(not dark and ratio <= bound),
         figure=figure,
         bound=f"×{bound:g} at most",
-        value=None if dark else ratio,
+        value=None if dark or math.isnan(ratio) else ratio,
         limit=bound,
         at=plant.tripped_at,
     )
