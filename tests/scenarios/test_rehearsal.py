@@ -7,6 +7,19 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
+from scenarios.invariants import (
+    ANSWERED,
+    BACK,
+    BLIND,
+    BRAKES,
+    BREAKER,
+    HEAT,
+    LATENCY,
+    LEASED,
+    LEDGER,
+    OVER,
+    UPS,
+)
 from support.rigs import row_text, setup_of
 from support.sites import PROJECT
 
@@ -28,18 +41,6 @@ from schemas.site_file import read_site
 from twin.scenario import Scenario, read_scenario, shipped
 
 SMALL = PROJECT / "twin" / "scenarios" / "small-row.toml"
-
-BREAKER = "no breaker opened"
-UPS = "a UPS on battery was never overloaded for longer than it bears"
-OVER = "the row was above its budget for a bounded time"
-BLIND = "nothing was loosened or renewed on unknown power"
-ANSWERED = "every command was verified, failed or overtaken by its deadline"
-LEASED = "no host ran looser than its lease allowed"
-BRAKES = "the brake was pulled no oftener than allowed"
-BACK = "every host was back at its highest clock in time"
-LATENCY = "high priority's P99 latency stayed within its bound"
-HEAT = "no GPU stayed at its slowdown temperature"
-LEDGER = "the ledger's chain verifies and has every command"
 
 
 def rehearse(
@@ -152,6 +153,34 @@ def test_a_brake_more_than_allowed_is_failed_with_the_command(tmp_path: pathlib.
     assert verdict.ruling == "failed"
     with Ledger.reading(tmp_path / "ledger.sqlite") as ledger:
         assert audit.why(ledger, verdict.command).decision.mode == "B"
+
+
+HELD = """
+[scenario]
+title = "a UPS is on battery for half a minute, and the row is given a minute and a half to come back"
+minutes = 2
+[demand]
+course = [[0, 0.5]]
+[[faults]]
+kind = "ups_failover"
+at_min = 0
+minutes = 0.5
+[judge]
+back_min = 1.5
+"""
+
+
+def test_a_row_still_braked_at_the_end_is_not_back_and_the_verdict_names_what_holds_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    found = rehearse(scenario(HELD), tmp_path)
+    assert failed(found) == {BACK}
+    verdict = by_name(found)[BACK]
+    assert verdict.figure == "6 hosts held at the end"
+    with Ledger.reading(tmp_path / "ledger.sqlite") as ledger:
+        command = ledger.get(verdict.command)
+    assert command is not None
+    assert verdict.proof == f"{command.subject} the last"
 
 
 QUIET = """

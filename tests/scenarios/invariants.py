@@ -1,0 +1,13 @@
+"""The invariants that a rehearsal judges, as it names them."""
+
+BREAKER = "no breaker opened"
+UPS = "a UPS on battery was never overloaded for longer than it bears"
+OVER = "the row was above its budget for a bounded time"
+BLIND = "nothing was loosened or renewed on unknown power"
+ANSWERED = "every command was verified, failed or overtaken by its deadline"
+LEASED = "no host ran looser than its lease allowed"
+BRAKES = "the brake was pulled no oftener than allowed"
+BACK = "every host was back at its highest clock in time"
+LATENCY = "high priority's P99 latency stayed within its bound"
+HEAT = "no GPU stayed at its slowdown temperature"
+LEDGER = "the ledger's chain verifies and has every command"
