@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.units import FloatArray
 from twin.serving.board import FEATURES, work
-from twin.serving.engine import Course, EngineLimits, Pace, Requests, serve
+from twin.serving.engine import BLOCK, Course, EngineLimits, Pace, Requests, _Replica, serve
 
 PACE = Pace(
     prefill_s=0.02,
@@ -60,13 +60,35 @@ def test_no_more_answers_run_at_once_than_allowed() -> None:
     assert course.batch.max() == 8
 
 
-def test_a_full_cache_puts_the_newest_answer_back_and_prefills_it_again() -> None:
-    tight = EngineLimits(max_answers=8, kv_tokens=2_000, step_tokens=4096)
-    requests = asked(*[(300, 200)] * 8)
-    course = serve(requests, tight, PACE)
-    assert course.preemptions > 0
-    assert course.prompt_tokens.sum() > requests.prompt.sum(), "what was put back is prefilled again"
-    assert (course.context_tokens <= tight.kv_tokens).all()
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_full_cache_puts_the_newest_answer_back_and_leaves_the_oldest_to_go_on(chunked: bool) -> None:
+    tight = EngineLimits(max_answers=2, kv_tokens=800, step_tokens=4096, chunked=chunked)
+    course = serve(asked((300, 400), (200, 300)), tight, PACE)
+    assert course.preemptions == 1
+    going = slice(course.first[0] + 1, course.last[0] + 1)
+    assert course.steps[going].sum() == 399, "the oldest has most to lose: it gets a token at every step"
+    assert not course.prompt_tokens[going].any(), "and none of its tokens is prefilled a second time"
+    had = 1 + course.steps[course.batch == 2].sum()
+    again = course.prompt_tokens[course.last[0] + 1 :].sum()
+    assert again == 200 + had, "the newest is prefilled again, its answer so far too, once there is room"
+
+
+def test_what_was_put_back_is_prefilled_before_what_never_began() -> None:
+    tight = EngineLimits(max_answers=2, kv_tokens=800, step_tokens=400)
+    course = serve(asked((300, 400), (200, 300), (100, 50)), tight, PACE)
+    assert course.preemptions == 1
+    prefilled = course.prompt_tokens[course.whole].tolist()
+    assert prefilled[:2] == [300.0, 200.0]
+    assert prefilled[2] > 200.0, "whoever has begun to read an answer waits for no newcomer"
+    assert prefilled[3:] == [100.0]
+
+
+def test_a_prompt_that_is_half_prefilled_holds_the_cache_that_it_will_fill() -> None:
+    limits = EngineLimits(max_answers=8, kv_tokens=2_000, step_tokens=512, chunked=True)
+    course = serve(asked((1500, 100), (1500, 100)), limits, PACE)
+    assert course.preemptions == 0
+    before = course.prompt_tokens[: course.last[0] + 1].sum()
+    assert before == 1500, "the cache has no room for the second prompt until the first answer is whole"
 
 
 def test_a_request_that_can_never_fit_is_refused_in_words() -> None:
@@ -103,6 +125,32 @@ def test_whatever_is_asked_every_answer_gets_its_tokens_within_the_limits(
     assert course.batch.max() <= answers
     assert (course.context_tokens <= kv_tokens).all()
     assert np.allclose(course.start_s[1:], course.end_s[:-1]), "no time is lost and none passes twice"
+
+
+class Watched(_Replica):
+    """An engine that counts what its cache holds, in whole blocks, each time it has taken prompts in: the
+    answers' contexts, and all of each prompt that is taken in and not through."""
+
+    most_held = 0
+
+    def _admit(self, budget: int) -> list[int]:
+        picked = super()._admit(budget)
+        if picked:
+            prompts = [self._needed(who) for who in (*(who for who, _ in self.begun), *picked)]
+            blocks = sum(-(-tokens // BLOCK) for tokens in [*self.context.tolist(), *prompts])
+            self.most_held = max(self.most_held, blocks * BLOCK)
+        return picked
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 12), st.booleans(), st.sampled_from([1_000, 2_500]))
+def test_no_prompt_is_taken_in_that_the_cache_has_no_room_for(
+    lengths: list[tuple[int, int]], answers: int, chunked: bool, kv_tokens: int
+) -> None:
+    limits = EngineLimits(max_answers=answers, kv_tokens=kv_tokens, step_tokens=512, chunked=chunked)
+    engine = Watched(asked(*lengths), limits, PACE)
+    engine.run()
+    assert 0 < engine.most_held <= kv_tokens, "a board works on no more requests than its memory holds"
 
 
 @settings(max_examples=20, deadline=None)
