@@ -252,7 +252,9 @@ class Backlog:
             self._held_bytes -= _size(self._held.popleft()[0])
         if self._disk is not None:
             self._disk.forget(first)
-            if not self._held:  # there is nothing left by whose writing it would show that it takes more again
+            if (
+                not self._held
+            ):  # there is nothing left by whose writing it would show that it takes more again
                 self._disk.trouble = ""
 
 

@@ -21,7 +21,7 @@ from runtime.whole_file import put
 from twin.provenance import written
 from twin.serving.board import ServingFit
 from twin.serving.calibration import Calibration, CalibrationError, calibrate, read, stored
-from twin.serving.fidelity import GOALS, Report, RunFidelity, Served, compare, recorded, report
+from twin.serving.fidelity import CROWDED, GOALS, Report, RunFidelity, Served, compare, recorded, report
 from twin.serving.fit import H100_64GB
 from twin.serving.recorded import RecordedRun, RunsError, read_runs
 
@@ -225,9 +225,12 @@ def _print_figures(found: Report) -> None:
     for title, over in (
         ("median error", found.medians),
         ("90th percentile", found.p90),
+        (f"median, {CROWDED} at once and more", found.medians_crowded),
         ("median, boards' rest unknown", found.medians_unknown_board),
+        ("median with its sign", found.signed),
     ):
-        sizes = [f"{over[name]:.1%}" if name in over else "-" for name, _ in _SHOWN]
+        form = _signed if over is found.signed else "{:.1%}".format
+        sizes = [form(over[name]) if name in over else "-" for name, _ in _SHOWN]
         rows.append((title, ["", *sizes], "bold"))
     longest = max(len(name) for name, _, _ in rows)
     beside = longest + len(titles) * (_FIGURE + 1) <= console.width

@@ -8,9 +8,10 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import msgspec
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.progress import TaskID
 from rich.table import Table
 
@@ -37,6 +38,8 @@ from runtime.experiments.row import (
 from runtime.whole_file import put
 from runtime.workers import WorkerLost
 from twin.weekly import fitted_on
+
+Arrivals = Annotated[tuple[pathlib.Path, ...], Parameter(negative="")]
 
 FIRST_SEED = 11
 """Of the headline's weeks; those that the row was calibrated on are others."""
@@ -86,7 +89,7 @@ def check_row(
     weeks: float = 6.0,
     seeds: Seeds = CALIBRATION_SEEDS,
     servers: int = PROVISIONED,
-    arrivals: tuple[pathlib.Path, ...] = (),
+    arrivals: Arrivals = (),
     json: Json = False,
 ) -> int:
     """Run the study's row without any control and hold it to the study's facts: its peak and its spikes.
@@ -186,7 +189,7 @@ def polca(
     sweep_seeds: int = 3,
     sweep_days: float = 0.25,
     jobs: int = 0,
-    arrivals: tuple[pathlib.Path, ...] = (),
+    arrivals: Arrivals = (),
     json: Json = False,
 ) -> int:
     """Run POLCA's evaluation: its policy, its baselines and ours, with servers added, slower and lossy paths.
@@ -201,10 +204,9 @@ def polca(
     quick
         A few hours of +30 % under each policy, to see that all of it works.
     seeds
-        Weeks of the headline comparison, each under a seed of its own, by POLCA and No-cap, and of ours at
-        +40 %.
+        Weeks of the headline comparison, each under a seed of its own, and of ours at +40 %.
     other_seeds
-        How many of these weeks the other policies run, there and beyond the study.
+        How many of these weeks the other policies run beyond the study.
     sweep_seeds
         Runs at each point of the sweeps, 0 for none.
     sweep_days

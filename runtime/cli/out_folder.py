@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
+import tempfile
 
 from runtime.config import ConfigError
 
@@ -37,5 +37,10 @@ def writable(out: pathlib.Path, endings: tuple[str, ...] = ()) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{out.parent}: cannot be made: {error.strerror}") from error
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out}: cannot be written{': it is a folder' * out.is_dir()}")
+    if out.is_dir():
+        raise ConfigError(f"{out}: cannot be written: it is a folder")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass  # who may do anything, as root, finds out only so
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error

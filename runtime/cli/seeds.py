@@ -9,4 +9,5 @@ from cyclopts import Parameter, validators
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 """A whole number from 0 on: the generators take no other."""
 
-Seeds = tuple[Seed, ...]
+Seeds = Annotated[tuple[Seed, ...], Parameter(negative="")]
+"""One or more of them."""

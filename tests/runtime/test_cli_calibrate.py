@@ -112,6 +112,9 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
     assert "x.txt: must end in .png, .svg, .pdf" in capsys.readouterr().err
     assert run(["calibrate", "serving", "--runs", str(runs), "--out", str(tmp_path)]) == 2
     assert f"{tmp_path}: cannot be written: it is a folder" in capsys.readouterr().err
+    nowhere = "/proc/coefficients.json"  # where not even root can put a file
+    assert run(["calibrate", "serving", "--runs", str(runs), "--out", nowhere]) == 2
+    assert capsys.readouterr().err.startswith(f"{nowhere}: cannot be written: ")
     assert run(["twin", "fidelity", "--runs", str(runs), "--seed", "-1"]) == 2
     assert capsys.readouterr().err == 'Invalid value "-1" for --seed. Must be >= 0.\n'
     (tmp_path / "file").write_text("")

@@ -87,6 +87,11 @@ def test_no_figure_is_cut_in_a_terminal(
     assert [line.split() for line in lines if "±" in line] == (len(STUDIED) * [intervals] if half else [])
 
 
+def test_a_row_check_has_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["experiment", "row-check", "--empty-seeds"]) == 2
+    assert "--empty-seeds" in capsys.readouterr().err
+
+
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
     """Ctrl-C as at a terminal: what a shell puts in the background begins with it ignored."""

@@ -8,7 +8,7 @@ them out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -77,19 +77,26 @@ class RunFidelity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs, and the median and 90th percentile of each error's size over them. `medians_unknown_board`:
-    the medians, had nobody read the boards' power at rest. `sku` is the board that is predicted, `problems`
-    a line for each thing that could not be judged, `remarks` one for each sign of another board."""
+    """All runs, and the median and 90th percentile of each error's size over them. `signed` has the medians
+    of the errors themselves, which tell too low from too high; `medians_crowded` those of the runs with
+    `CROWDED` answers at once and more, which a row's peaks are made of; `medians_unknown_board` the medians,
+    had nobody read the boards' power at rest. `sku` is the board that is predicted, `problems` a line for
+    each thing that could not be judged, `remarks` one for each sign that a run is not of what was fitted."""
 
     sku: str
     runs: tuple[RunFidelity, ...]
     medians: dict[str, float]
     p90: dict[str, float]
+    signed: dict[str, float]
+    medians_crowded: dict[str, float]
     medians_unknown_board: dict[str, float]
     goals: dict[str, float]
     problems: tuple[str, ...]
     remarks: tuple[str, ...]
 
+
+CROWDED = 128
+"""Answers at once from which on an engine's bookkeeping shows (docs/calibration.md)."""
 
 GOALS = {"energy_j": 0.02, "p99_w": 0.03, "ttft_mean_s": 0.05, "tpot_mean_s": 0.05}
 """The errors to stay within, as medians over runs left out of the fit."""
@@ -114,6 +121,8 @@ def report(
         runs=known,
         medians=_over(known, 0.5),
         p90=_over(known, 0.9),
+        signed=_over(known, 0.5, size=float),
+        medians_crowded=_over([run for run in known if run.max_answers >= CROWDED], 0.5),
         medians_unknown_board=_over([pair[1] for pair in pairs], 0.5),
         goals=GOALS,
         problems=tuple(problems),
@@ -122,8 +131,15 @@ def report(
 
 
 def _remarks(runs: Sequence[RunFidelity], fit: ServingFit) -> Iterator[str]:
-    """What speaks against the runs' board being of the kind that was fitted. What a run of the fit itself
+    """What speaks against the runs' board and model being among those fitted. What a run of the fit itself
     rested at under locked clocks does not."""
+    strangers = [run for run in runs if run.model not in fit.models]
+    if strangers:
+        models = ", ".join(sorted({run.model for run in strangers}))
+        yield (
+            f"{_of(strangers, runs)} of models that were not fitted to ({models}): they are predicted from "
+            "their shapes alone, which is further off"
+        )
     clocked = [run for run in runs if run.clock_mhz > fit.max_mhz]
     if clocked:
         most = max(clocked, key=lambda run: run.clock_mhz)
@@ -147,10 +163,12 @@ def _of(some: Collection[object], runs: Sequence[RunFidelity]) -> str:
     return f"{len(some)} of {len(runs)} run{'s' * (len(runs) != 1)}"
 
 
-def _over(runs: Sequence[RunFidelity], quantile: float) -> dict[str, float]:
+def _over(
+    runs: Sequence[RunFidelity], quantile: float, size: Callable[[float], float] = abs
+) -> dict[str, float]:
     out = {}
     for name in QUANTITIES:
-        sizes = [abs(error) for run in runs if (error := run.errors[name]) is not None]
+        sizes = [size(error) for run in runs if (error := run.errors[name]) is not None]
         if sizes:
             out[name] = float(np.quantile(sizes, quantile))
     return out

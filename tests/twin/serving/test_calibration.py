@@ -94,6 +94,28 @@ def test_runs_of_the_twin_itself_are_predicted_closely(runs: list[RecordedRun], 
     assert found.medians_unknown_board["mean_w"] > found.medians["mean_w"], "a board's rest tells of its gain"
 
 
+def test_a_report_tells_too_low_from_too_high_and_crowded_runs_from_others(
+    runs: list[RecordedRun], made: Calibration
+) -> None:
+    """A median of sizes hides that peaks are low, and where: in the batches that make a row's peaks."""
+    one, _ = compare(runs[0], made, seed=1)
+    pairs = []
+    for answers, error in ((4, 0.01), (16, -0.02), (64, 0.01), (128, -0.08), (512, -0.12)):
+        run = msgspec.structs.replace(
+            one, max_answers=answers, model="mistral-7b", errors={**one.errors, "p99_w": error}
+        )
+        pairs.append((run, run))
+    found = report(pairs, made)
+    assert found.medians["p99_w"] == pytest.approx(0.02)
+    assert found.signed["p99_w"] == pytest.approx(-0.02)
+    assert found.medians_crowded["p99_w"] == pytest.approx(0.10)
+    assert report(pairs[:3], made).medians_crowded == {}
+    strange = [remark for remark in found.remarks if "mistral-7b" in remark]
+    assert [remark.partition(":")[0] for remark in strange] == [
+        "5 of 5 runs of models that were not fitted to (mistral-7b)"
+    ]
+
+
 def test_errors_are_of_what_was_recorded_and_signed(runs: list[RecordedRun], made: Calibration) -> None:
     run, _ = compare(runs[0], made, seed=1)
     wrong = (run.predicted.mean_w - run.recorded.mean_w) / run.recorded.mean_w
