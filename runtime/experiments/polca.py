@@ -31,8 +31,8 @@ LADDER: Mapping[str, object] = {"variant": "proportional"}
 """Eight caps in place of three, climbed by as much as the power is over its threshold."""
 
 NEARER: Mapping[str, object] = {"t1": Band(enter=0.86, leave=0.81), "t2": Band(enter=0.92, leave=0.87)}
-"""Thresholds as far under the budget as the study's row rises within 2 s (`row-check`: 0.073), as POLCA's T2
-is as far under it as the row rises within the 40 s of its path (0.118)."""
+"""Thresholds as far under the budget as the study's row of 40 servers rises within 2 s (`row-check`: 0.073),
+as POLCA's T2 is as far under it as that row rises within the 40 s of its path (0.118)."""
 
 
 def _clocks(low_t1: int, low_t2: int, high_t2: int) -> Mapping[str, object]:
@@ -101,14 +101,17 @@ LATENCIES_S: tuple[tuple[float, str], ...] = (
     (80.0, "constant"),
 )
 LOSSES = (0.0, 0.05, 0.1, 0.2)
+SLOW: Mapping[str, int] = {POLCA: HEADLINE_ADDED, "Ours, out of band": GOAL_ADDED}
+"""Which policies bear a slower and a lossy path out of band, at how many servers added."""
+
 POWER = (1.0, 1.05)
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is run: `headline_days` for each of `headline_seeds` by POLCA, No-cap and, at `GOAL_ADDED`,
-    ours; other policies for the first `other_seeds` of them, there and, where `beyond`, beyond the study; and
-    `sweep_days` for each of `sweep_seeds`, none for no sweep. Whole weeks begin on Monday, the rest `begin_s`
-    after it."""
+    """How much is run: `headline_days` for each of `headline_seeds` by the study's policies and, at
+    `GOAL_ADDED`, by ours; where `beyond`, other policies beyond the study for the first `other_seeds` of
+    them; and `sweep_days` for each of `sweep_seeds`, none for no sweep. Whole weeks begin on Monday, the rest
+    `begin_s` after it."""
 
     headline_seeds: tuple[int, ...]
     headline_days: float = _WEEK_DAYS
@@ -150,9 +153,8 @@ def _headline(scale: Scale) -> Iterator[Point]:
         servers=servers_at(HEADLINE_ADDED), policy=None, days=scale.headline_days, seed=0, begin_s=begin_s
     )
     for name, policy in STUDIED.items():
-        seeds = scale.headline_seeds[: None if name in (POLCA, NO_CAP) else scale.other_seeds]
         base = msgspec.structs.replace(week, policy=policy)
-        yield _point("headline", f"+{HEADLINE_ADDED} %", name, base, seeds)
+        yield _point("headline", f"+{HEADLINE_ADDED} %", name, base, scale.headline_seeds)
 
 
 def _beyond(scale: Scale) -> Iterator[Point]:
@@ -199,16 +201,23 @@ def _sweeps(scale: Scale) -> Sequence[Point]:
             t1=Band(enter=t1, leave=round(t1 - 0.05, 2)), t2=Band(enter=t2, leave=round(t2 - 0.05, 2))
         )
         sweep("thresholds", f"{t1:.0%} and {t2:.0%}".replace("%", " %"), POLCA, under=bands)
-    for latency_s, spread in LATENCIES_S:
-        slow_ms = round(latency_s * 1000)
-        lease_ms = max(DEFAULT_POLICY.lease_ms, 2 * slow_ms + 20_000)
-        policy = _policy(latency_ms=Latency(out_of_band=slow_ms), lease_ms=lease_ms, renew_ms=lease_ms // 2)
-        faults = PathFaults(latency_s=latency_s, spread="uniform" if spread == "uniform" else "constant")
-        setting = f"{latency_s:.0f} s" if spread == "constant" else f"up to {latency_s:.0f} s"
-        sweep("out-of-band latency", setting, POLCA, under=policy, faults=faults)
-    for loss in LOSSES:
-        faults = PathFaults(loss_ratio=loss)
-        sweep("lost commands", f"{loss:.0%}".replace("%", " %"), POLCA, faults=faults)
+    for name, added in SLOW.items():
+        for latency_s, spread in LATENCIES_S:
+            slow_ms = round(latency_s * 1000)
+            lease_ms = max(DEFAULT_POLICY.lease_ms, 2 * slow_ms + 20_000)
+            policy = msgspec.structs.replace(
+                ABLATED[name],
+                latency_ms=Latency(out_of_band=slow_ms),
+                lease_ms=lease_ms,
+                renew_ms=lease_ms // 2,
+            )
+            faults = PathFaults(latency_s=latency_s, spread="uniform" if spread == "uniform" else "constant")
+            setting = f"{latency_s:.0f} s" if spread == "constant" else f"up to {latency_s:.0f} s"
+            sweep("out-of-band latency", setting, name, added, under=policy, faults=faults)
+        for loss in LOSSES:
+            faults = PathFaults(loss_ratio=loss)
+            setting = f"{loss:.0%}".replace("%", " %")
+            sweep("lost commands", setting, name, added, under=ABLATED[name], faults=faults)
     return points
 
 

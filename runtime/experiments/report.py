@@ -128,12 +128,28 @@ def _throughput(polca: Summary, priority: str, loss: float) -> Fact:
     return _bounded(what, f"within {loss * 100:g} %", "secondary", found, lost.below(loss))
 
 
+_BASELINE_BRAKES = 10
+"""The least that the study's baselines are said to have been braked."""
+
+
+def _in_weeks(a_week: Rate) -> Rate:
+    """A rate over as many weeks as the study has."""
+    return Rate(*(STUDIED_WEEKS * each for each in (a_week.mean, a_week.low, a_week.high)))
+
+
 def facts(headline: Sequence[Summary]) -> list[Fact]:
     """The study's figures for +30 % beside those of the headline runs."""
     by_name = {each.policy: each for each in headline}
     polca, no_cap = by_name[POLCA], by_name[NO_CAP]
     baselines = [each for name, each in by_name.items() if not name.startswith(POLCA)]
-    said = ", ".join(f"{each.policy} {each.brakes} in {_span(each.days)}" for each in baselines)
+    in_six = {each.policy: _in_weeks(each.brakes_a_week) for each in baselines}
+    said = "; ".join(
+        f"{each.policy} {each.brakes} in {_span(each.days)}: {in_six[each.policy].text('.0f')} in six"
+        for each in baselines
+    )
+    # By the limits of each one's rate: few brakes in part of the time may decide it too.
+    few = any(each.high < _BASELINE_BRAKES for each in in_six.values())
+    many = all(each.low >= _BASELINE_BRAKES for each in in_six.values())
     return [
         Fact("power brakes under POLCA in six weeks", "0", "secondary",
              f"{polca.brakes} in {_span(polca.days)}", polca.brakes == 0,
@@ -144,9 +160,8 @@ def facts(headline: Sequence[Summary]) -> list[Fact]:
         Fact("a row without caps brakes", "at least once (0.79 × 1.30 = 1.027)", "ours",
              f"{counted(no_cap.brakes, 'time')} in {_span(no_cap.days)}, peak {no_cap.peak_ratio:.3f}",
              no_cap.brakes > 0, whole=no_cap.brakes > 0 or no_cap.days >= 7 * STUDIED_WEEKS),
-        Fact("every baseline brakes, in six weeks", "10 to 10,000 times", "secondary", said,
-             all(each.brakes_a_week.mean * STUDIED_WEEKS >= 10 for each in baselines),
-             whole=all(each.days >= 7 * STUDIED_WEEKS for each in baselines)),
+        Fact("every baseline brakes, in six weeks", f"{_BASELINE_BRAKES} to 10,000 times", "secondary", said,
+             all(each.mean >= _BASELINE_BRAKES for each in in_six.values()), whole=many or few),
     ]  # fmt: skip
 
 
@@ -183,9 +198,9 @@ checked again, and not to be quoted as theirs. *Ours*: derived here.
 
 _MEANS = """*In band*: caps reach a host through its driver in 50 ms (the controller allows 1 s), not through
 its BMC in 40 s. *Ladder*: eight caps in place of three, climbed by as much as the power is over its
-threshold. *Nearer*: thresholds of 86 and 92 %, as far under the budget as the row rises within 2 s. *Own
-clocks*: 1185 MHz for low priority and 1335 MHz for high, the lowest that keep the objectives on this row
-however long they are held (see the sweep of clocks).
+threshold. *Nearer*: thresholds of 86 and 92 %, as far under the budget as the study's row of 40 servers rises
+within 2 s; larger rows rise by more. *Own clocks*: 1185 MHz for low priority and 1335 MHz for high, chosen as
+the lowest that keep the objectives on this row however long they are held (see the sweep of clocks).
 """
 
 

@@ -321,7 +321,20 @@ def test_a_week_of_six_is_no_more_than_that() -> None:
     assert (whole[brakes].here, whole[brakes].verdict) == ("0 in 6 weeks", "held")
     assert (part[brakes].here, part[brakes].verdict) == ("0 in 2 weeks", "held so far")
     baselines = part["every baseline brakes, in six weeks"]
-    assert (baselines.here, baselines.verdict) == ("No-cap 3 in 1 week", "held so far")
+    assert baselines.here == "No-cap 3 in 1 week: 18 (4 to 53) in six"
+    assert baselines.verdict == "held so far"
+
+
+@pytest.mark.parametrize(
+    ("brakes", "weeks", "verdict"),
+    [(20, 6.0, "held"), (4, 3.0, "open"), (0, 3.0, "**missed**"), (3, 6.0, "**missed**"), (5, 6.0, "open")],
+)
+def test_a_baseline_is_judged_by_the_limits_of_its_rate(brakes: int, weeks: float, verdict: str) -> None:
+    """The study's had 10 brakes and more: one that had none in three weeks has, with 95 %, not 10 in six."""
+    often = summary(policy=NO_CAP, brakes=100, brakes_a_week=rate(100, 6.0))
+    one = summary(policy="1-Thresh-All", days=7 * weeks, brakes=brakes, brakes_a_week=rate(brakes, weeks))
+    found = {fact.what: fact.verdict for fact in facts([summary(), often, one])}
+    assert found["every baseline brakes, in six weeks"] == verdict
 
 
 def test_what_has_not_happened_yet_is_open() -> None:
