@@ -34,9 +34,10 @@ def spread(
     told: Callable[[Word], None],
     done: Callable[[Found], None] = lambda found: None,
 ) -> list[Found]:
-    """What each of `works` came to, in their order, by at most so many processes. Here, `told` hears what
-    they tell, and `done` what came out as soon as it does: all that a work told has been heard by then.
-    Raises what a work or a callback raises, KeyboardInterrupt and WorkerLost too, once no worker is left."""
+    """What each of `works`, one or more, came to, in their order, by at most so many processes. Here, `told`
+    hears what they tell, and `done` what came out as soon as it does: all that a work told has been heard by
+    then. Raises what a work or a callback raises, KeyboardInterrupt and WorkerLost too, once no worker is
+    left."""
     context = multiprocessing.get_context("spawn")
     # Of this kind, since what a worker puts lies there before its result does: no last word is missed.
     words: SimpleQueue[Word] = context.SimpleQueue()
@@ -54,7 +55,8 @@ def spread(
                 )
                 while not words.empty():
                     told(words.get())
-                for future in finished:
+                # One that failed is told of once the others are safe.
+                for future in sorted(finished, key=lambda each: each.exception() is not None):
                     done(future.result())
             return [future.result() for future in futures]
         except BaseException as error:
@@ -68,9 +70,9 @@ def spread(
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, and never reaches processes that begin here: it is for the one that people see,
-    which ends the others."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C and SIGTERM wait meanwhile, so that no process is half begun. Ctrl-C never reaches those that
+    begin here: it is for the one that people see, which ends the others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -85,6 +87,7 @@ def _begin(words: SimpleQueue[Any]) -> None:
     """A worker's beginning. It ends with its parent, even one that was killed."""
     global _words  # all that a pool hands its workers but for tasks
     _words = words
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -233,6 +233,8 @@ class Backlog:
             first += 1
         if first != self._first:
             self._let_go(first)
+            if self._disk is not None and not self._held:
+                self._disk.trouble = ""  # nothing is left by whose writing it would show that it takes more
 
     def _drop(self, end: int, reason: str) -> None:
         """Give up what has a number below `end`. What is in flight may still arrive."""
@@ -252,10 +254,6 @@ class Backlog:
             self._held_bytes -= _size(self._held.popleft()[0])
         if self._disk is not None:
             self._disk.forget(first)
-            if (
-                not self._held
-            ):  # there is nothing left by whose writing it would show that it takes more again
-                self._disk.trouble = ""
 
 
 def _size(record: Record) -> int:

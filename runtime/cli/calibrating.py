@@ -231,7 +231,8 @@ def _print_figures(found: Report) -> None:
     ):
         form = _signed if over is found.signed else "{:.1%}".format
         sizes = [form(over[name]) if name in over else "-" for name, _ in _SHOWN]
-        rows.append((title, ["", *sizes], "bold"))
+        if over:
+            rows.append((title, ["", *sizes], "bold"))
     longest = max(len(name) for name, _, _ in rows)
     beside = longest + len(titles) * (_FIGURE + 1) <= console.width
     for name, cells, style in rows:

@@ -40,6 +40,7 @@ from runtime.workers import WorkerLost
 from twin.weekly import fitted_on
 
 Arrivals = Annotated[tuple[pathlib.Path, ...], Parameter(negative="")]
+"""Files of recorded arrivals; none: random ones."""
 
 FIRST_SEED = 11
 """Of the headline's weeks; those that the row was calibrated on are others."""

@@ -142,14 +142,16 @@ def facts(headline: Sequence[Summary]) -> list[Fact]:
     by_name = {each.policy: each for each in headline}
     polca, no_cap = by_name[POLCA], by_name[NO_CAP]
     baselines = [each for name, each in by_name.items() if not name.startswith(POLCA)]
+    whole_weeks = all(each.days >= 7 for each in baselines)  # a few busy hours are not like the rest
     in_six = {each.policy: _in_weeks(each.brakes_a_week) for each in baselines}
     said = "; ".join(
-        f"{each.policy} {each.brakes} in {_span(each.days)}: {in_six[each.policy].text('.0f')} in six"
+        f"{each.policy} {each.brakes} in {_span(each.days)}"
+        + (f": {in_six[each.policy].text('.0f')} in six" if whole_weeks else "")
         for each in baselines
     )
     # By the limits of each one's rate: few brakes in part of the time may decide it too.
     few = any(each.high < _BASELINE_BRAKES for each in in_six.values())
-    many = all(each.low >= _BASELINE_BRAKES for each in in_six.values())
+    many = all(each.low >= _BASELINE_BRAKES for each in in_six.values()) and whole_weeks
     return [
         Fact("power brakes under POLCA in six weeks", "0", "secondary",
              f"{polca.brakes} in {_span(polca.days)}", polca.brakes == 0,

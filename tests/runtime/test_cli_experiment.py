@@ -6,7 +6,6 @@ import io
 import json
 import pathlib
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -92,15 +91,7 @@ def test_a_row_check_has_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--empty-seeds" in capsys.readouterr().err
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C as at a terminal: what a shell puts in the background begins with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("moment", ["Results", "run_all", "summarise", "write_report"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_that_is_broken_off_says_what_is_kept_at_any_moment(

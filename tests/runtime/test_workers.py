@@ -75,7 +75,7 @@ def _command(name: str, folder: pathlib.Path) -> list[str]:
 
 @contextlib.contextmanager
 def _at_work(name: str, folder: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """A command whose two workers have begun, in a session of its own."""
+    """A command whose first worker has begun, in a session of its own."""
     code = "from runtime.cli import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *_command(name, folder)],
@@ -114,6 +114,7 @@ def test_nothing_outlives_a_command_that_was_killed(name: str, tmp_path: pathlib
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @COMMANDS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_that_is_broken_off_while_its_workers_begin_ends_without_a_traceback_and_leaves_nothing(

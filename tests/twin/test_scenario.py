@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -35,6 +37,15 @@ wander_ratio = 0.0
 """
 BURST = "[[demand.bursts]]\nat_min = 1\nrise_s = 20\nhold_s = 30\nheight_ratio = 0.4"
 STEADY = LoadProfile(requests_per_s=0.3, points=((0.0, 1.0),))
+
+
+def test_the_scenario_that_the_page_shows_can_be_played() -> None:
+    page = pathlib.Path(__file__).parents[2] / "docs" / "scenarios.md"
+    (shown,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    scenario = read_scenario(shown, page.name)
+    back_min = scenario.bounds.back_min
+    assert back_min is not None
+    assert scenario.seconds - scenario.over_s >= 60.0 * (back_min + 2.0), "to be seen to stay so"
 
 
 def fault(kind: str, *lines: str) -> str:
